@@ -1,0 +1,70 @@
+"""A small bottleneck beside each MLP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
+from torch import Tensor, nn
+
+from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.backbones.block import MlpBranch
+from geomed.tokens import Tokens  # noqa: TC001  (likewise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFormer(Adapter):
+    """Adds scale · U relu(D x + b) + c to each MLP's update, x the residual stream before the MLP's norm.
+
+    Chen et al., NeurIPS 2022, equation 3; U and c start at zero.
+    """
+
+    bottleneck: int = 64
+    """Width between D and U."""
+
+    scale: float = 0.1
+    """How strongly it speaks."""
+
+    norm: bool = False
+    """Normalise x by the MLP's own norm first."""
+
+    targets: tuple[str, ...] = ("mlp",)
+    """Which MLP branches: shell-style patterns of paths or of their ends."""
+
+    def __post_init__(self) -> None:
+        """Refuse a bottleneck of nothing."""
+        if self.bottleneck < 1:
+            raise ValueError(f"bottleneck must be positive, not {self.bottleneck}")
+
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+        """Wrap an MLP branch."""
+        plain = innermost(module)
+        if not isinstance(plain, MlpBranch) or not matches(path, self.targets):
+            return None
+        return ParallelMlp(module, self, innermost(plain.mlp.fc1), innermost(plain.norm))
+
+
+class ParallelMlp(Adapted):
+    """An MLP branch and a bottleneck beside it."""
+
+    def __init__(self, base: nn.Module, adapter: AdaptFormer, fc1: nn.Linear, norm: nn.Module) -> None:
+        """``fc1`` tells the width, ``norm`` is the branch's."""
+        super().__init__(base)
+        self.scale = adapter.scale
+        like = {"device": fc1.weight.device, "dtype": fc1.weight.dtype}
+        self.down = nn.Linear(fc1.in_features, adapter.bottleneck, **like)
+        self.up = nn.Linear(adapter.bottleneck, fc1.in_features, **like)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        self._norm = (norm,) if adapter.norm else ()  # in a tuple: used here, but not a part of this module
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "b n d"]:
+        """The MLP's update and the bottleneck's."""
+        x = tokens.data
+        for norm in self._norm:
+            x = norm(x)
+        return self.base(tokens) + self.scale * self.up(F.relu(self.down(x)))

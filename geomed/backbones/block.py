@@ -1,0 +1,122 @@
+"""The pre-norm transformer block that every backbone here is built of: Tokens → Tokens, in two residual branches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from geomed.tokens import Tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2), fused qkv laid out [q | k | v]."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int) -> None:
+        """Queries, keys and values have no bias, as in TSViT; the projection has one."""
+        super().__init__()
+        self.num_heads = heads
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.proj = nn.Linear(heads * head_dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], attn_mask: Bool[Tensor, "b 1 1 n"] | None = None, queries: int | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Attend; with ``queries`` only the first so many tokens ask, all of them answer."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        if queries is not None:
+            q = q[:, :, :queries]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear. In training the GELU is computed again in the backward pass instead of kept."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        """Width and hidden width."""
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def _second_half(self, x: Float[Tensor, "b n h"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(self.act(x))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Token by token."""
+        x = self.fc1(x)
+        if x.requires_grad and not torch.compiler.is_compiling():  # the compiler decides by itself what to keep
+            return checkpoint(self._second_half, x, use_reentrant=False, preserve_rng_state=False)
+        return self._second_half(x)
+
+
+class AttentionBranch(nn.Module):
+    """norm → attention → scale, the part that is added to the residual stream."""
+
+    def __init__(self, norm: nn.Module, attn: nn.Module, scale: nn.Module) -> None:
+        """``attn`` is ours or timm's `Attention`; ``scale`` is LayerScale, drop path or the identity."""
+        super().__init__()
+        self.norm = norm
+        self.attn = attn
+        self.scale = scale
+
+    def forward(
+        self, tokens: Tokens, mask: Bool[Tensor, "b 1 1 n"] | None = None, queries: int | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """The update, for the first ``queries`` tokens or all."""
+        x = self.norm(tokens.data)
+        x = self.attn(x, attn_mask=mask) if queries is None else self.attn(x, attn_mask=mask, queries=queries)
+        return self.scale(x)
+
+
+class MlpBranch(nn.Module):
+    """norm → MLP → scale, the part that is added to the residual stream."""
+
+    def __init__(self, norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> None:
+        """``mlp`` has the Linears ``fc1`` and ``fc2``."""
+        super().__init__()
+        self.norm = norm
+        self.mlp = mlp
+        self.scale = scale
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "b n d"]:
+        """The update, token by token."""
+        return self.scale(self.mlp(self.norm(tokens.data)))
+
+
+class Block(nn.Module):
+    """x + attention(x), then x + mlp(x)."""
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module) -> None:
+        """Two branches."""
+        super().__init__()
+        self.attention = attention
+        self.mlp = mlp
+
+    def forward(
+        self, tokens: Tokens, mask: Bool[Tensor, "b 1 1 n"] | None = None, queries: int | None = None
+    ) -> Tokens:
+        """Tokens → tokens; with ``queries`` only the first so many, which must all be prefix tokens.
+
+        Args:
+            tokens: a batch of sequences.
+            mask: which tokens may be attended to.
+            queries: how many prefix tokens are wanted of a last block; the others are not computed.
+        """
+        data = tokens.data if queries is None else tokens.data[:, :queries]
+        data = data + self.attention(tokens, mask, queries)
+        tokens = tokens.replace(data) if queries is None else Tokens(data, (0,), queries)
+        return tokens.replace(data + self.mlp(tokens))
+
+
+def plain_block(dim: int, *, heads: int, head_dim: int, hidden: int) -> Block:
+    """A block without LayerScale or drop path, its weights drawn as PyTorch draws a Linear's."""
+    return Block(
+        AttentionBranch(nn.LayerNorm(dim), Attention(dim, heads=heads, head_dim=head_dim), nn.Identity()),
+        MlpBranch(nn.LayerNorm(dim), Mlp(dim, hidden), nn.Identity()),
+    )

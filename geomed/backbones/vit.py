@@ -1,0 +1,166 @@
+"""Any timm VisionTransformer, DINOv2 with registers among them, with any bands and any image size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from timm.models import vision_transformer
+from torch import nn
+
+from geomed.backbones.backbone import Backbone, block_numbers, pad_to_patches
+from geomed.backbones.block import AttentionBranch, Block, MlpBranch
+from geomed.backbones.inputs import Inputs  # noqa: TC001  (jsonargparse reads the annotations)
+from geomed.tokens import Tokens, TokenSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from geomed.pixels import Pixels
+
+
+class ViT(Backbone):
+    """A timm VisionTransformer, whose blocks run here as `Tokens → Tokens`.
+
+    The features equal those of timm's ``forward_intermediates(norm=True)``. Weights, patch embedding, positions and
+    attention are timm's own modules.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        inputs: Inputs,
+        pretrained: bool = False,
+        checkpoint: str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        """Build it, with random weights unless told otherwise.
+
+        Args:
+            name: timm's name, such as ``vit_small_patch14_reg4_dinov2.lvd142m``.
+            inputs: bands and normalisation. A band called red, green or blue (or B04, B03, B02) starts from that filter
+                of the first convolution, any other from their mean; all are scaled by 3 / bands, so that activations
+                keep their size.
+            pretrained: fetch timm's weights.
+            checkpoint: a file of weights in timm's key layout, instead of fetching.
+            image_size: the size that positions are laid out for; None takes the model's own. Images of other sizes
+                interpolate them.
+            drop_path: stochastic depth.
+
+        Raises:
+            ValueError: timm has no such model, or it is no VisionTransformer.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "none alike"
+            raise ValueError(f"timm has no model {name!r} (alike: {near}); see timm.list_models('vit*')")
+        options = {} if image_size is None else {"img_size": image_size}
+        try:
+            model = timm.create_model(
+                name,
+                pretrained=pretrained,
+                checkpoint_path=checkpoint or "",
+                num_classes=0,
+                dynamic_img_size=True,
+                drop_path_rate=drop_path,
+                **options,
+            )
+        except TypeError as error:  # other families do not know dynamic_img_size
+            raise ValueError(f"{name} is no VisionTransformer of timm ({error}); choose one, such as vit_*") from error
+        if not isinstance(model, vision_transformer.VisionTransformer) or type(model.patch_embed) is not PatchEmbed:
+            raise ValueError(
+                f"{name} is a {type(model).__name__} on {type(model.patch_embed).__name__}; this backbone wraps timm's "
+                "VisionTransformer with a plain patch embedding, such as vit_* or deit3_*"
+            )
+        self.inputs = inputs
+        _set_bands(model.patch_embed, inputs.bands)
+        self.blocks = nn.ModuleList(_tokens_block(block) for block in model.blocks)
+        self.norm = model.norm
+        model.blocks = nn.Sequential()
+        model.norm = nn.Identity()
+        model.head_drop = model.fc_norm = model.head = nn.Identity()
+        self.stem = model
+        self.spec = TokenSpec(dim=model.embed_dim, patch=model.patch_embed.patch_size[0])
+
+    def forward(self, pixels: Pixels, *, depths: Sequence[int] = (-1,)) -> tuple[Tokens, ...]:
+        """Images → prefix and patch tokens, normalised by the last norm, after each block asked for.
+
+        Args:
+            pixels: single images of any size; sides that the patch does not divide are padded with each band's mean.
+            depths: numbers of blocks.
+
+        Raises:
+            ValueError: the pixels are a series, or their bands are not this backbone's.
+        """
+        if pixels.values.ndim != 4:
+            raise ValueError(
+                f"a ViT reads single images [B, C, H, W], not {tuple(pixels.values.shape)}; "
+                "choose one date, or take TSViT for series"
+            )
+        wanted = block_numbers(depths, len(self.blocks))
+        values = pad_to_patches(self.inputs(pixels.values), self.spec.patch)
+        grid = (values.shape[-2] // self.spec.patch, values.shape[-1] // self.spec.patch)
+        x = self.stem._pos_embed(self.stem.patch_embed(values))  # noqa: SLF001  (timm has no public name for this step)
+        x = self.stem.norm_pre(self.stem.patch_drop(x))
+        tokens = Tokens(x, grid, self.stem.num_prefix_tokens)
+        seen: dict[int, Tokens] = {}
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number in wanted:
+                seen[number] = tokens.replace(self.norm(tokens.data))
+            if number == max(wanted):
+                break
+        return tuple(seen[number] for number in wanted)
+
+
+class WholeBlock(nn.Module):
+    """A timm block that is not made of two pre-norm branches, run as it is."""
+
+    def __init__(self, block: nn.Module) -> None:
+        """Any timm block."""
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens → tokens."""
+        return tokens.replace(self.block(tokens.data))
+
+
+def _tokens_block(block: nn.Module) -> nn.Module:
+    if type(block) is not vision_transformer.Block:
+        return WholeBlock(block)
+    return Block(
+        AttentionBranch(block.norm1, block.attn, _chain(block.ls1, block.drop_path1)),
+        MlpBranch(block.norm2, block.mlp, _chain(block.ls2, block.drop_path2)),
+    )
+
+
+def _chain(*modules: nn.Module) -> nn.Module:
+    real = [module for module in modules if not isinstance(module, nn.Identity)]
+    return nn.Identity() if not real else real[0] if len(real) == 1 else nn.Sequential(*real)
+
+
+_COLOURS = {"red": 0, "B04": 0, "green": 1, "B03": 1, "blue": 2, "B02": 2}
+
+
+@torch.no_grad()
+def _set_bands(embed: nn.Module, bands: tuple[str, ...]) -> None:
+    """Give the first convolution one input per band, from its three colour filters."""
+    if tuple(_COLOURS.get(band, -1) for band in bands) == (0, 1, 2):
+        return
+    old = embed.proj
+    filters = torch.cat((old.weight, old.weight.mean(1, keepdim=True)), 1)
+    choice = [_COLOURS.get(band, 3) for band in bands]
+    new = nn.Conv2d(
+        len(bands), old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None, dtype=old.weight.dtype
+    )
+    new.weight.copy_(filters[:, choice] * (3 / len(bands)))
+    if old.bias is not None and new.bias is not None:
+        new.bias.copy_(old.bias)
+    embed.proj = new
+
+

@@ -1,0 +1,1 @@
+"""Heads: tokens in, logits out."""

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from geomed.adapters import (
+    AdaptFormer,
+    Adapter,
+    BitFit,
+    LoRA,
+    Prompts,
+    Tune,
+    adapted_modules,
+    adapter_state,
+    attach,
+    base_state,
+    detach,
+    merge,
+)
+from geomed.adapters.counts import trainable, trainable_table
+from geomed.adapters.files import load_adapter, read_adapter, save_adapter
+from geomed.backbones.inputs import Inputs
+from geomed.backbones.tsvit import TSViT, TSViTSize
+from geomed.backbones.vit import ViT
+from geomed.bands import PASTIS_BANDS
+from geomed.heads.class_tokens import ClassTokens
+from geomed.pixels import Pixels
+
+ADAPTERS: dict[str, Adapter] = {
+    "lora": LoRA(rank=2),
+    "lora_fused": LoRA(rank=2, parts=(), targets=("qkv", "attn.proj", "fc1", "fc2")),
+    "lora_stem": LoRA(rank=2, targets=("patch", "dates.day", "patch_embed.proj")),
+    "bitfit": BitFit(),
+    "adaptformer": AdaptFormer(bottleneck=4),
+    "adaptformer_norm": AdaptFormer(bottleneck=4, norm=True),
+    "prefix": Prompts(count=3),
+    "tokens": Prompts(count=3, kind="tokens"),
+    "shallow": Prompts(count=3, deep=False),
+    "tune": Tune(targets=("blocks.1", "norm")),
+}
+MERGEABLE = {"lora", "lora_fused", "lora_stem", "bitfit", "tune"}
+
+
+def rgb() -> Inputs:
+    return Inputs(("red", "green", "blue"), [0.5] * 3, [0.2] * 3)
+
+
+def tsvit() -> TSViT:
+    size = TSViTSize(dim=16, heads=2, head_dim=8, temporal_depth=2, spatial_depth=2)
+    return TSViT(inputs=rgb(), num_classes=3, size=size, image_size=8)
+
+
+def plain_vit() -> ViT:
+    return ViT("test_vit", inputs=rgb())
+
+
+def registers_vit() -> ViT:
+    backbone = ViT("vit_small_patch14_reg4_dinov2", inputs=rgb(), image_size=28)
+    backbone.blocks = backbone.blocks[:2]
+    return backbone
+
+
+BACKBONES = {"tsvit": tsvit, "vit": plain_vit, "dinov2": registers_vit}
+
+
+def pixels(backbone: nn.Module, dtype: torch.dtype = torch.float64) -> Pixels:
+    made = torch.Generator().manual_seed(1)
+    if isinstance(backbone, TSViT):
+        values = torch.rand(2, 5, 3, 8, 6, generator=made, dtype=dtype)
+        valid = torch.rand(2, 5, 8, 6, generator=made) > 0.2
+        return Pixels(values=values, days=torch.arange(5).repeat(2, 1) * 30 + 18_000, valid=valid)
+    patch = backbone.spec.patch
+    return Pixels(values=torch.rand(2, 3, 2 * patch, 3 * patch, generator=made, dtype=dtype))
+
+
+def disturb(module: nn.Module) -> None:
+    """Move every trained parameter off its start."""
+    made = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=made, dtype=torch.float64).to(parameter.dtype)
+
+
+def features(backbone: nn.Module, given: Pixels) -> Tensor:
+    return torch.cat([tokens.data for tokens in backbone(given, depths=(0, -1))], -1)
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def backbone(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return BACKBONES[request.param]().double().eval()
+
+
+@pytest.fixture(params=sorted(ADAPTERS))
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return ADAPTERS[request.param]
+
+
+def test_starts_as_the_identity(backbone, adapter):
+    given = pixels(backbone)
+    before = features(backbone, given)
+    attach(backbone, adapter)
+    torch.testing.assert_close(features(backbone, given), before, rtol=0, atol=1e-12)
+
+
+def test_exactly_the_adapter_trains_and_all_of_it_learns(backbone, adapter):
+    attach(backbone, adapter)
+    disturb(backbone)
+    features(backbone, pixels(backbone)).square().sum().backward()
+    own = set(adapter_state(backbone))
+    named = dict(backbone.named_parameters())
+    assert {name for name, parameter in named.items() if parameter.requires_grad} == own & set(named)
+    for name, parameter in named.items():
+        assert (parameter.grad is not None) == (name in own), name
+    assert any(parameter.grad.abs().sum() > 0 for parameter in named.values() if parameter.grad is not None)
+
+
+def test_detach_gives_back_the_very_same_weights(backbone, adapter):
+    before = copy.deepcopy(backbone.state_dict())
+    attach(backbone, adapter)
+    disturb(backbone)
+    detach(backbone)
+    after = backbone.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert not adapted_modules(backbone)
+
+
+def test_merge_keeps_the_outputs_or_refuses(backbone, adapter):
+    given = pixels(backbone)
+    keys = set(backbone.state_dict())
+    attach(backbone, adapter)
+    disturb(backbone)
+    before = features(backbone, given)
+    if not all(module.mergeable for module in adapted_modules(backbone)):
+        with pytest.raises(ValueError, match="cannot be merged"):
+            merge(backbone)
+        torch.testing.assert_close(features(backbone, given), before, rtol=0, atol=0)
+        return
+    merge(backbone)
+    assert not adapted_modules(backbone)
+    assert set(backbone.state_dict()) - keys <= {name for name in backbone.state_dict() if name.endswith("qkv.bias")}
+    torch.testing.assert_close(features(backbone, given), before, rtol=0, atol=1e-10)
+
+
+def test_what_can_merge_is_what_is_said_to():
+    torch.manual_seed(0)
+    for name, adapter in ADAPTERS.items():
+        backbone = tsvit()
+        attach(backbone, adapter)
+        assert all(module.mergeable for module in adapted_modules(backbone)) == (name in MERGEABLE), name
+
+
+def test_files_round_trip(backbone, adapter, tmp_path):
+    fresh = copy.deepcopy(backbone)
+    given = pixels(backbone)
+    attach(backbone, adapter)
+    disturb(backbone)
+    size = save_adapter(tmp_path / "a.safetensors", backbone, [adapter], facts={"classes": ["a", "b"]})
+    assert size == (tmp_path / "a.safetensors").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    file = load_adapter(tmp_path / "a.safetensors", fresh)
+    assert file.adapters == (adapter,)
+    assert file.facts == {"classes": ["a", "b"]}
+    torch.testing.assert_close(features(fresh, given), features(backbone, given), rtol=0, atol=0)
+
+
+def test_an_adapter_of_another_base_is_refused(adapter, tmp_path):
+    torch.manual_seed(0)
+    first, second = tsvit(), tsvit()
+    attach(first, adapter)
+    save_adapter(tmp_path / "a.safetensors", first, [adapter])
+    with pytest.raises(ValueError, match=r"a\.safetensors: this adapter was made on a backbone with weights"):
+        load_adapter(tmp_path / "a.safetensors", second)
+    assert not adapted_modules(second)
+
+
+def test_copies_are_independent_and_pickle(backbone, adapter):
+    given = pixels(backbone)
+    attach(backbone, adapter)
+    twin = copy.deepcopy(backbone)
+    disturb(twin)
+    thawed = pickle.loads(pickle.dumps(twin))  # noqa: S301  (written one line above)
+    torch.testing.assert_close(features(thawed, given), features(twin, given), rtol=0, atol=0)
+    assert not torch.equal(features(twin, given), features(backbone, given))
+
+
+@pytest.mark.parametrize("second", ["lora_fused", "bitfit", "adaptformer"])
+def test_stacking_keeps_the_first_training(backbone, adapter, second):
+    if isinstance(adapter, Prompts) and second == "prefix":
+        pytest.skip("all prompts of a block are given in one Prompts")
+    before = base_state(backbone)
+    attach(backbone, adapter)
+    first = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    count = trainable(backbone)
+    given = pixels(backbone)
+    disturb(backbone)
+    outputs = features(backbone, given)
+    attach(backbone, ADAPTERS[second])
+    assert trainable(backbone) > count
+    assert len({n for n, p in backbone.named_parameters() if p.requires_grad}) > len(first)
+    torch.testing.assert_close(features(backbone, given), outputs, rtol=0, atol=1e-12)
+    after = base_state(backbone)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    detach(backbone)
+    assert set(backbone.state_dict()) == set(before)
+
+
+def test_runs_in_bfloat16_autocast(backbone, adapter):
+    backbone = backbone.float().train()
+    attach(backbone, adapter)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = features(backbone, pixels(backbone, torch.float32)).float().square().mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters() if p.grad is not None)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(backbone, adapter):
+    given = pixels(backbone)
+    attach(backbone, adapter)
+    disturb(backbone)
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(features(compiled, given), features(backbone, given), rtol=0, atol=1e-9)
+
+
+def test_no_match_is_an_error_and_changes_nothing():
+    backbone = tsvit()
+    with pytest.raises(ValueError, match=r"matches no module of TSViT; its modules end in .*qkv"):
+        attach(backbone, LoRA(targets=("nowhere",)))
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: LoRA(rank=0), "rank must be positive"),
+        (lambda: LoRA(parts=("q", "x")), "parts must be of q, k, v"),
+        (lambda: AdaptFormer(bottleneck=0), "bottleneck must be positive"),
+        (lambda: Prompts(count=0), "count must be positive"),
+        (lambda: attach(tsvit(), LoRA(rank=400)), "rank must not exceed the width"),
+    ],
+)
+def test_bad_settings_are_told(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_prompts_do_not_stack_on_prompts():
+    backbone = tsvit()
+    attach(backbone, Prompts(count=2))
+    with pytest.raises(ValueError, match="give all prompts in one Prompts"):
+        attach(backbone, Prompts(count=2))
+
+
+def test_broken_and_foreign_files_are_told(tmp_path):
+    with pytest.raises(ValueError, match="no such adapter file"):
+        read_adapter(tmp_path / "none.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        read_adapter(tmp_path / "short.safetensors")
+    with pytest.raises(ValueError, match="nothing is attached"):
+        save_adapter(tmp_path / "a.safetensors", tsvit(), [])
+
+
+# Trainable parameters on the PASTIS TSViT as the winter-wheat study's code counts them (arXiv 2310.01825; counted by
+# running github.com/geoaigroup/GEOAI-ECRS2023, commit 82a6f05): 19 class tokens, a Linear from 19 logits to one.
+ALL_LINEAR = ("qkv", "proj", "fc1", "fc2", "patch", "dates.day", "linear")
+WHEAT = {
+    "head": ([], ("head",), 792),
+    "bitfit": ([BitFit(targets=(*BitFit().targets, "head.linear"))], ("remap",), 11_544),
+    "bitfit_partial": ([BitFit(targets=("proj", "fc1", "attention.norm", "mlp.norm", "patch"))], ("remap",), 7_316),
+    "lora_1": ([LoRA(rank=1, parts=(), targets=ALL_LINEAR)], ("remap",), 17_198),
+    "lora_4": ([LoRA(rank=4, parts=(), targets=ALL_LINEAR)], ("remap",), 68_732),
+    "adaptformer_8": ([AdaptFormer(bottleneck=8), Tune(targets=("class_tokens",))], ("head",), 20_696),
+    "adaptformer_32": ([AdaptFormer(bottleneck=32), Tune(targets=("class_tokens",))], ("head",), 70_040),
+    "prefix_2": ([Prompts(count=2)], ("head",), 4_888),
+    "prefix_8": ([Prompts(count=8)], ("head",), 17_176),
+    # theirs has no gate: ours adds one number per head and block
+    "tokens_deep_8": ([Prompts(count=8, kind="tokens")], ("head",), 8_984 + 8 * 4),
+    "tokens_shallow_8": ([Prompts(count=8, kind="tokens", deep=False)], ("head",), 2_840 + 2 * 4),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WHEAT))
+def test_counts_equal_the_wheat_study(name):
+    adapters, also, expected = WHEAT[name]
+    backbone = TSViT(inputs=Inputs(PASTIS_BANDS), num_classes=19)
+    model = nn.ModuleDict({"backbone": backbone, "head": ClassTokens(backbone.spec, 1)})
+    for parameter in model.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    for adapter in adapters:
+        attach(model if "linear" in str(adapter) else backbone, adapter)
+    head = model["head"]
+    if "head" in also:
+        head.requires_grad_(requires_grad=True)
+    if "remap" in also:
+        head.remap.requires_grad_(requires_grad=True)
+    assert trainable(model) == expected
+    assert f"{expected:,}" in trainable_table(model)

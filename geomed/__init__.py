@@ -2,4 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from geomed.public import *  # noqa: F403  (for type checkers; at run time names arrive when they are asked for)
+
+
+def __getattr__(name: str) -> object:
+    """Import the public names when the first of them is asked for: torch takes seconds."""
+    from importlib import import_module
+
+    if not name.startswith("_"):
+        public = vars(import_module("geomed.public"))
+        if name in public["__all__"]:
+            return public[name]
+    raise AttributeError(f"geomed has no {name}; the public names stand in geomed.public")

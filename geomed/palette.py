@@ -6,6 +6,8 @@ import colorsys
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,15 +20,15 @@ CROPS: Mapping[str, Colour] = {
     "sorghum": (138, 66, 31),
     "wheat": (165, 108, 54),
     "spelt": (165, 108, 54),
-    "barley": (222, 190, 140),
+    "barley": (232, 198, 160),
     "rye": (120, 92, 80),
     "triticale": (150, 130, 75),
     "oat": (205, 160, 150),
     "rape": (246, 232, 72),
     "canola": (246, 232, 72),
-    "grass": (139, 203, 107),
-    "meadow": (139, 203, 107),
-    "pasture": (139, 203, 107),
+    "grass": (116, 190, 84),
+    "meadow": (116, 190, 84),
+    "pasture": (116, 190, 84),
     "potato": (110, 84, 168),
     "beet": (200, 45, 112),
     "sugarbeet": (200, 45, 112),
@@ -141,10 +143,9 @@ def _wheel() -> Iterator[Colour]:
 
 def _first_apart(wanted: Sequence[Colour], taken: Sequence[Colour]) -> Colour:
     """The first wanted colour that is far enough from those taken; when none is, the one farthest from them."""
-
-    def gap(colour: Colour) -> float:
-        return min(
-            (sum((a - b) ** 2 for a, b in zip(colour, other, strict=True)) ** 0.5 for other in taken), default=1e9
-        )
-
-    return next((colour for colour in wanted if gap(colour) >= APART), max(wanted, key=gap))
+    if not taken:
+        return wanted[0]
+    steps = np.array(wanted)[:, None] - np.array(taken)[None]
+    gaps = np.sqrt((steps**2).sum(axis=-1)).min(axis=1)
+    far = np.flatnonzero(gaps >= APART)
+    return wanted[int(far[0] if far.size else gaps.argmax())]

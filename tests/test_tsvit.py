@@ -35,7 +35,9 @@ def released_names(module: nn.Module) -> dict[str, str]:
             names += [f"{stage}_transformer.norm.{part}"]
             for layer in depths:
                 root = f"{stage}_transformer.layers.{layer}"
-                names += [f"{root}.{end}.{part}" for end in ("0.norm", "0.fn.to_out.0", "1.norm", "1.fn.net.0", "1.fn.net.3")]
+                names += [
+                    f"{root}.{end}.{part}" for end in ("0.norm", "0.fn.to_out.0", "1.norm", "1.fn.net.0", "1.fn.net.3")
+                ]
                 names += [f"{root}.0.fn.to_qkv.weight"]
     own = set(module.state_dict())
     pairs = {released_key(name): name for name in names}
@@ -222,7 +224,9 @@ def test_a_whole_size_larger_keeps_the_patches_in_place():
 
 def test_the_same_day_of_another_year_looks_the_same_unless_years_are_told():
     pixels = series()
-    later = Pixels(values=pixels.values, days=torch.cat((pixels.days[:, :3], pixels.days[:, 3:] + 146_097), 1))  # 400 years
+    later = Pixels(
+        values=pixels.values, days=torch.cat((pixels.days[:, :3], pixels.days[:, 3:] + 146_097), 1)
+    )  # 400 years
     assert torch.equal(run(dense(), later), run(dense(), pixels))
     torch.manual_seed(0)
     backbone = small(years=True).double()
@@ -310,12 +314,18 @@ def test_compiles_without_a_graph_break(level):
         (lambda: TSViT(inputs=plain_inputs(10), num_classes=0), "must be positive"),
         (lambda: TSViT(inputs=plain_inputs(10), num_classes=2, image_size=9), "patch must divide the image"),
         (lambda: small().double()(Pixels(values=torch.rand(1, 10, 12, 12))), "TSViT reads series"),
-        (lambda: small().double()(Pixels(values=torch.rand(1, 2, 4, 12, 12), days=torch.zeros(1, 2).long())), "reads 10 bands"),
+        (
+            lambda: small().double()(Pixels(values=torch.rand(1, 2, 4, 12, 12), days=torch.zeros(1, 2).long())),
+            "reads 10 bands",
+        ),
         (lambda: Inputs(["B01", "B02"]), "no usual statistics are known of B01"),
         (lambda: Inputs(["B02", "B2"]), "each once"),
         (lambda: Inputs(["B02", "nope"]), "no Sentinel-2 band is called 'nope'"),
         (lambda: load_all(small(), {}, where="x.pth"), "x.pth: these are weights of another model"),
-        (lambda: from_released_tsvit({"conv1.weight": torch.zeros(1)}), "conv1.weight is no tensor of a released TSViT"),
+        (
+            lambda: from_released_tsvit({"conv1.weight": torch.zeros(1)}),
+            "conv1.weight is no tensor of a released TSViT",
+        ),
     ],
 )
 def test_bad_input_is_told(make, told):

@@ -69,7 +69,9 @@ def save_adapter(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part, metadata=about)
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part, metadata=about
+    )
     part.replace(path)
     return path.stat().st_size
 
@@ -133,7 +135,9 @@ def _fill(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tens
     mine = {name.removeprefix(part): value for name, value in given.items() if name.startswith(part)}
     wrong = sorted(set(own) ^ set(mine)) or [name for name in own if own[name].shape != mine[name].shape]
     if wrong:
-        raise ValueError(f"{where}: {len(wrong)} tensors of the {part[:-1]} do not fit ({wrong[0]}); build the same one")
+        raise ValueError(
+            f"{where}: {len(wrong)} tensors of the {part[:-1]} do not fit ({wrong[0]}); build the same one"
+        )
     module.load_state_dict({**module.state_dict(), **mine})
 
 

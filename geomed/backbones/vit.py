@@ -162,5 +162,3 @@ def _set_bands(embed: nn.Module, bands: tuple[str, ...]) -> None:
     if old.bias is not None and new.bias is not None:
         new.bias.copy_(old.bias)
     embed.proj = new
-
-

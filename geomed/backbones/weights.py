@@ -77,12 +77,27 @@ _RELEASED = (
     (r"space_token", r"backbone.space_token.weight"),
     (r"space_pos_embedding", r"backbone.position.weight"),
     (r"(temporal|space)_transformer\.norm\.(weight|bias)", r"backbone.\1.norm.\2"),
-    (r"(temporal|space)_transformer\.layers\.(\d+)\.0\.norm\.(weight|bias)", r"backbone.\1.blocks.\2.attention.norm.\3"),
-    (r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_qkv\.(weight|bias)", r"backbone.\1.blocks.\2.attention.attn.qkv.\3"),  # noqa: E501
-    (r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.(weight|bias)", r"backbone.\1.blocks.\2.attention.attn.proj.\3"),  # noqa: E501
+    (
+        r"(temporal|space)_transformer\.layers\.(\d+)\.0\.norm\.(weight|bias)",
+        r"backbone.\1.blocks.\2.attention.norm.\3",
+    ),
+    (
+        r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_qkv\.(weight|bias)",
+        r"backbone.\1.blocks.\2.attention.attn.qkv.\3",
+    ),  # noqa: E501
+    (
+        r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.(weight|bias)",
+        r"backbone.\1.blocks.\2.attention.attn.proj.\3",
+    ),  # noqa: E501
     (r"(temporal|space)_transformer\.layers\.(\d+)\.1\.norm\.(weight|bias)", r"backbone.\1.blocks.\2.mlp.norm.\3"),
-    (r"(temporal|space)_transformer\.layers\.(\d+)\.1\.fn\.net\.0\.(weight|bias)", r"backbone.\1.blocks.\2.mlp.mlp.fc1.\3"),
-    (r"(temporal|space)_transformer\.layers\.(\d+)\.1\.fn\.net\.3\.(weight|bias)", r"backbone.\1.blocks.\2.mlp.mlp.fc2.\3"),
+    (
+        r"(temporal|space)_transformer\.layers\.(\d+)\.1\.fn\.net\.0\.(weight|bias)",
+        r"backbone.\1.blocks.\2.mlp.mlp.fc1.\3",
+    ),
+    (
+        r"(temporal|space)_transformer\.layers\.(\d+)\.1\.fn\.net\.3\.(weight|bias)",
+        r"backbone.\1.blocks.\2.mlp.mlp.fc2.\3",
+    ),
     (r"mlp_head\.0\.(weight|bias)", r"head.norm.\1"),
     (r"mlp_head\.1\.(weight|bias)", r"head.linear.\1"),
     (r"mlp_change\.(weight|bias)", r"head.remap.\1"),

@@ -45,7 +45,8 @@ class ClassTokens(Head):
         self.order = order
         self.norm = nn.LayerNorm(dim)
         self.linear = nn.Linear(dim, spec.patch**2)
-        self.remap = nn.Linear(spec.groups, num_classes) if num_classes not in {None, spec.groups} else None
+        self.num_classes = spec.groups if num_classes is None else num_classes
+        self.remap = nn.Linear(spec.groups, self.num_classes) if self.num_classes != spec.groups else None
 
     def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Logits of each class at each pixel."""
@@ -58,7 +59,9 @@ class ClassTokens(Head):
         else:
             x = rearrange(x, "b (h w) k (p q) -> b k (h p) (w q)", h=height, p=self.spec.patch)
         x = x[..., : size[0], : size[1]]
-        return x if self.remap is None else rearrange(self.remap(rearrange(x, "b k h w -> b h w k")), "b h w k -> b k h w")
+        return (
+            x if self.remap is None else rearrange(self.remap(rearrange(x, "b k h w -> b h w k")), "b h w k -> b k h w")
+        )
 
 
 class ClassTokensPooled(Head):
@@ -72,6 +75,7 @@ class ClassTokensPooled(Head):
         """
         super().__init__()
         self.spec = spec
+        self.num_classes = spec.groups
         self.norm = nn.LayerNorm(_width(spec))
         self.linear = nn.Linear(_width(spec), 1)
 

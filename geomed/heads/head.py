@@ -11,10 +11,13 @@ from geomed.tokens import Tokens  # noqa: TC001  (likewise)
 
 
 class Head(nn.Module, ABC):
-    """Built from a `TokenSpec` and the number of classes; reads the tokens of one or several depths."""
+    """Built from a `TokenSpec`; reads the tokens of one or several depths."""
 
     depths: tuple[int, ...] = (-1,)
     """The blocks whose tokens it reads."""
+
+    num_classes: int
+    """Logits at each place."""
 
     @abstractmethod
     def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k ..."]:

@@ -24,6 +24,7 @@ class Linear(Head):
         if num_classes < 1:
             raise ValueError(f"num_classes must be positive, not {num_classes}")
         self.patch = spec.patch
+        self.num_classes = num_classes
         self.linear = nn.Linear(spec.dim, num_classes)
 
     def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:

@@ -1,0 +1,172 @@
+"""The command line: `geomed`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomed import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lightning import Trainer
+
+HELP = """\
+usage: geomed COMMAND [OPTIONS]
+
+Adapt large vision backbones to satellites and scans, with few labels and few trained parameters.
+
+commands:
+  demo       simulate two regions and two years, train on one, adapt to the other, write map and report
+  fit        train what a config describes
+  validate   score on the validation part
+  test       score on the test part, write metrics.json
+  predict    write georeferenced maps
+
+Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run in
+runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
+
+options:
+  -h, --help     show this
+  --version      show the version
+"""
+TRAINER = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `geomed`; returns the exit code: 0 done, 2 bad input (one line says what), 143 stopped by SIGTERM."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in {"-h", "--help"}:
+        print(HELP, end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"geomed {__version__}")
+        return 0
+    command, rest = given[0], given[1:]
+    if command in TRAINER:
+        return _told(lambda: _lightning(command, rest))
+    if command == "demo":
+        return _told(lambda: _demo(rest))
+    if command.startswith("-") and any(name in given for name in TRAINER):
+        name = next(name for name in TRAINER if name in given)
+        return _refuse(f"the command comes first: geomed {name} {' '.join(word for word in given if word != name)}")
+    return _refuse(f"there is no command {command!r}; the commands are demo, {', '.join(TRAINER)} (see geomed --help)")
+
+
+def _refuse(message: str) -> int:
+    print(f"geomed: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run a command; bad input ends in one line instead of a traceback."""
+    if os.environ.get("GEOMED_TRACEBACK"):
+        return run()
+    try:
+        return run()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        line = " ".join(str(error).split())
+        return _refuse(f"{line} (GEOMED_TRACEBACK=1 shows where)")
+    except KeyboardInterrupt:
+        print("geomed: interrupted", file=sys.stderr)
+        return 130
+
+
+def _demo(rest: Sequence[str]) -> int:
+    from geomed.demo import main as demo  # late: imports torch
+
+    return demo(rest)
+
+
+def _config_name(rest: Sequence[str]) -> str:
+    """The name of the last config among the options, or 'run'."""
+    name = "run"
+    for position, word in enumerate(rest):
+        if word.startswith("--config="):
+            name = Path(word.partition("=")[2]).stem
+        elif word in {"--config", "-c"} and position + 1 < len(rest):
+            name = Path(rest[position + 1]).stem
+    return name
+
+
+def _lightning(command: str, rest: Sequence[str]) -> int:
+    """One LightningCLI for fit, validate, test and predict."""
+    # late: these import torch
+    from jsonargparse import ArgumentError
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    import geomed.public  # noqa: F401  (so that configs may name every class shortly)
+    from geomed.data.datamodule import DataModule
+    from geomed.inference.maps import MapsCallback
+    from geomed.tasks.adapter_export import AdapterExport
+    from geomed.tasks.segmentation import Segmentation
+
+    _quiet()
+    root = Path("runs") / _config_name(rest)
+
+    class Command(LightningCLI):
+        """Keeps each run in one folder, where `--ckpt_path last` finds it again."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.set_defaults(
+                {"trainer.default_root_dir": str(root), "trainer.log_every_n_steps": 1}
+                | {"trainer.max_epochs": 20, "trainer.enable_model_summary": False}
+            )
+
+        def instantiate_trainer(self, **given: Any) -> Trainer:  # noqa: ANN401  (Lightning's signature)
+            chosen = self.config_init[command]["trainer"]
+            folder = Path(chosen["default_root_dir"])
+            self.trainer_defaults["callbacks"] = [
+                ModelCheckpoint(
+                    dirpath=folder / "checkpoints",
+                    filename="best",
+                    monitor=None if chosen["limit_val_batches"] == 0 else "val/macro_f1",
+                    mode="max",
+                    save_last=True,
+                    enable_version_counter=False,
+                ),
+                LearningRateMonitor("step"),
+                AdapterExport(),
+                MapsCallback(),
+            ]
+            if chosen["logger"] is None:
+                given["logger"] = CSVLogger(folder, name="logs")
+            return super().instantiate_trainer(**given)
+
+    try:
+        Command(
+            Segmentation,
+            DataModule,
+            args=[command, *rest],
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "geomed", "exit_on_error": False},
+        )
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    except SIGTERMException:
+        print(f"geomed: stopped; go on with: geomed {command} {' '.join(rest)} --ckpt_path last", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def _quiet() -> None:
+    """Leave out what Lightning tells every user of every run."""
+    for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*srun.*", ".*args parameter is intended.*"):
+        warnings.filterwarnings("ignore", about)
+    advice = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    advice.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

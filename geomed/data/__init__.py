@@ -1,0 +1,1 @@
+"""Where samples come from: sources, their transforms and the one data module."""

@@ -1,0 +1,304 @@
+"""Which files make up a series: their dates, bands, masks, and whether they fit together."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geomed.bands import band_indices, band_name
+from geomed.io.dates import date_in, date_table, days_since_epoch, iso_date
+from geomed.io.geotiff import GeoTiff
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterator, Sequence
+
+    from geomed.data.area import Area
+
+_ENDINGS = {".tif", ".tiff", ".jp2", ".vrt"}
+_STEM = "{stem}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One band of a raster."""
+
+    raster: GeoTiff
+    """The file."""
+
+    band: int
+    """Its band, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One acquisition: the wanted bands and the masks that go with them."""
+
+    day: int
+    """Days since 1970-01-01."""
+
+    raster: GeoTiff
+    """The file with the bands."""
+
+    bands: tuple[int, ...]
+    """Where the wanted bands are in it, from 1."""
+
+    scl: Layer | None
+    """Scene classification."""
+
+    bad: Layer | None
+    """Cloud mask: 0 is good."""
+
+    def files(self) -> tuple[GeoTiff, ...]:
+        """All files it is read from."""
+        return (self.raster, *(layer.raster for layer in (self.scl, self.bad) if layer is not None))
+
+
+def find_products(area: Area, bands: Sequence[str]) -> tuple[Product, ...]:
+    """The products of an area, by date, those of one date by name.
+
+    Only the heads of the files are read.
+
+    Raises:
+        ValueError: no files; a name without a date; a band or a mask that is missing; grids that differ within the
+            area; a scale or offset in a file that contradicts the area's.
+    """
+    where = Path(area.images)
+    if where.is_dir():
+        found = list(_from_folder(area, where, bands))
+    elif where.is_file():
+        found = list(_from_stack(area, GeoTiff.open(where), bands))
+    else:
+        raise ValueError(f"area {area.name}: {where} is neither a folder nor a file; correct the path of its images")
+    if not found:
+        raise ValueError(
+            f"area {area.name}: {where} holds no image{_season_text(area)}; "
+            f"it needs files ending in {' or '.join(sorted(_ENDINGS))} within the season"
+        )
+    first = found[0].raster
+    for product in found:
+        _check_grid(product.raster, first)
+        _check_units(product, area)
+        for mask in product.files()[1:]:
+            if mask.grid.crs != first.grid.crs:
+                raise ValueError(
+                    f"{mask.path}: a mask must have the coordinate system of its image, {first.grid.crs}, not "
+                    f"{mask.grid.crs}; reproject it (gdalwarp -r near)"
+                )
+    return tuple(sorted(found, key=lambda product: (product.day, product.raster.path.stem)))
+
+
+def year_of(area: Area, days: Sequence[dt.date]) -> int:
+    """The year that the labels of an area belong to, see ``Area.year``."""
+    if area.year is not None:
+        return area.year
+    if area.season is not None:
+        return _season(area)[1].year
+    return Counter(day.year for day in days).most_common(1)[0][0]
+
+
+def _from_folder(area: Area, folder: Path, bands: Sequence[str]) -> Iterator[Product]:
+    images = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
+    for pattern in (area.masks.scl, area.masks.bad):
+        if pattern is not None and _STEM in pattern and "/" not in pattern:
+            images = [path for path in images if not fnmatch(path.name, pattern.replace(_STEM, "*"))]
+    images.sort(key=lambda path: path.stem)
+    dates = _dates(images, folder / "dates.csv")
+    for path in images:
+        if not _in_season(area, dates[path]):
+            continue
+        raster = GeoTiff.open(path)
+        names = _band_names(area, raster)
+        yield Product(
+            day=days_since_epoch(dates[path]),
+            raster=raster,
+            bands=_positions(bands, names, raster),
+            scl=_mask(area.masks.scl, raster, names),
+            bad=_mask(area.masks.bad, raster, names),
+        )
+
+
+def _from_stack(area: Area, raster: GeoTiff, bands: Sequence[str]) -> Iterator[Product]:
+    table = raster.path.with_suffix(".csv")
+    layers = _stack_table(raster, table) if table.is_file() else _stack_descriptions(area, raster)
+    dates = sorted({date for date, _ in layers})
+    for number, date in enumerate(dates):
+        if not _in_season(area, date):
+            continue
+        names = [name if day == date else "" for day, name in layers]
+        yield Product(
+            day=days_since_epoch(date),
+            raster=raster,
+            bands=_positions(bands, names, raster, f" on {date}"),
+            scl=_stack_mask(area.masks.scl, raster, names, number, dates),
+            bad=_stack_mask(area.masks.bad, raster, names, number, dates),
+        )
+
+
+def _dates(images: Sequence[Path], table: Path) -> dict[Path, dt.date]:
+    if not table.is_file():
+        return {path: date_in(path.stem, where=str(path)) for path in images}
+    rows = {row["file"].strip(): iso_date(row["date"], where=str(table)) for row in date_table(table, ("file", "date"))}
+    unknown = sorted(rows.keys() - {path.name for path in images})
+    unlisted = [path.name for path in images if path.name not in rows]
+    if unknown or unlisted:
+        raise ValueError(
+            f"{table}: it must list exactly the images beside it, but {(unknown or unlisted)[0]} is "
+            f"{'no image there' if unknown else 'not listed'}; correct the table"
+        )
+    return {path: rows[path.name] for path in images}
+
+
+def _stack_table(raster: GeoTiff, table: Path) -> list[tuple[dt.date, str]]:
+    rows = date_table(table, ("index", "date", "band"))
+    if [row["index"].strip() for row in rows] != [str(number) for number in range(1, len(raster.bands) + 1)]:
+        raise ValueError(
+            f"{table}: the column index must count the {len(raster.bands)} bands of {raster.path.name} from 1; "
+            "correct it"
+        )
+    return [(iso_date(row["date"], where=str(table)), _agency_name(row["band"])) for row in rows]
+
+
+def _stack_descriptions(area: Area, raster: GeoTiff) -> list[tuple[dt.date, str]]:
+    layers = []
+    for number, text in enumerate(_descriptions(area, raster), start=1):
+        where = f"{raster.path}, band {number}"
+        words = re.split(r"[ _]+", text.strip())
+        if len(words) != 2:
+            raise ValueError(
+                f"{where}: a stack needs date and band in each description, as '2018-04-21 B04', not {text!r}; "
+                f"describe the bands or list them in {raster.path.with_suffix('.csv').name} (index,date,band)"
+            )
+        dated = words if re.search(r"\d{4}", words[0]) else words[::-1]
+        layers.append((date_in(dated[0], where=where), _agency_name(dated[1])))
+    return layers
+
+
+def _agency_name(name: str) -> str:
+    """B4 and red → B04; what is no Sentinel-2 band, as SCL, keeps its name."""
+    try:
+        return band_name(name)
+    except ValueError:
+        return name.strip()
+
+
+def _descriptions(area: Area, raster: GeoTiff) -> tuple[str, ...]:
+    """What the bands of a file are called, by the file or, if it says nothing, by the area."""
+    described = any(raster.bands)
+    if area.band_names is not None and described:
+        raise ValueError(
+            f"{raster.path}: the file describes its bands ({', '.join(raster.bands)}), which must not be overruled; "
+            f"leave band_names of area {area.name} out"
+        )
+    if area.band_names is None and not described:
+        raise ValueError(
+            f"{raster.path}: bands are read by name, and the file describes none of its {len(raster.bands)}; "
+            f"give area {area.name} band_names in the order of the file"
+        )
+    names = raster.bands if area.band_names is None else area.band_names
+    if len(names) != len(raster.bands):
+        raise ValueError(
+            f"{raster.path}: the file has {len(raster.bands)} bands and band_names of area {area.name} {len(names)}; "
+            "name each band once"
+        )
+    return names
+
+
+def _band_names(area: Area, raster: GeoTiff) -> list[str]:
+    return [_agency_name(name) for name in _descriptions(area, raster)]
+
+
+def _positions(bands: Sequence[str], names: Sequence[str], raster: GeoTiff, when: str = "") -> tuple[int, ...]:
+    named = [name for name in names if name]
+    band_indices(bands, named, where=f"{raster.path}{when}")  # refuses with the names that there are
+    return tuple(names.index(band) + 1 for band in bands)
+
+
+def _mask(pattern: str | None, raster: GeoTiff, names: Sequence[str]) -> Layer | None:
+    if pattern is None:
+        return None
+    if _STEM not in pattern:
+        return Layer(raster=raster, band=_positions([pattern], names, raster)[0])
+    return Layer(raster=_beside(pattern, raster), band=1)
+
+
+def _stack_mask(
+    pattern: str | None, raster: GeoTiff, names: Sequence[str], number: int, dates: Sequence[dt.date]
+) -> Layer | None:
+    """The mask of the date of this number: by its description, or by its place among as many bands as dates."""
+    if pattern is None or _STEM not in pattern:
+        return _mask(pattern, raster, names)
+    mask = _beside(pattern, raster)
+    if all(mask.bands):
+        listed = [date_in(text, where=f"{mask.path}, band {band}") for band, text in enumerate(mask.bands, start=1)]
+        if dates[number] not in listed:
+            raise ValueError(f"{mask.path}: there is no band for {dates[number]}; a mask needs every date of its stack")
+        return Layer(raster=mask, band=listed.index(dates[number]) + 1)
+    if len(mask.bands) != len(dates):
+        raise ValueError(
+            f"{mask.path}: a mask needs a band for each of the {len(dates)} dates, it has {len(mask.bands)}; "
+            "describe its bands by date or complete them"
+        )
+    return Layer(raster=mask, band=number + 1)
+
+
+def _beside(pattern: str, raster: GeoTiff) -> GeoTiff:
+    path = raster.path.parent / pattern.replace(_STEM, raster.path.stem)
+    if not path.is_file():
+        raise ValueError(
+            f"{raster.path}: its mask {path.name} is missing; add it, name another pattern in masks, "
+            "or write masks.scl: null if there is none"
+        )
+    return GeoTiff.open(path)
+
+
+def _check_grid(raster: GeoTiff, first: GeoTiff) -> None:
+    """One coordinate system, one resolution, one extent."""
+    if raster.grid.crs != first.grid.crs:
+        rule, here, there = "coordinate system", str(raster.grid.crs), str(first.grid.crs)
+    elif not raster.grid.affine.almost_equals(first.grid.affine, 1e-6 * abs(first.grid.affine.determinant) ** 0.5):
+        rule, here, there = "transform", str(raster.grid.affine.to_gdal()), str(first.grid.affine.to_gdal())
+    elif raster.grid.shape != first.grid.shape:
+        rule, here, there = "shape", str(raster.grid.shape.yx), str(first.grid.shape.yx)
+    else:
+        return
+    raise ValueError(
+        f"{raster.path}: the images of an area must have one {rule}: {here} against {there} of {first.path.name}; "
+        "bring them to one grid (gdalwarp) or make two areas of them"
+    )
+
+
+def _check_units(product: Product, area: Area) -> None:
+    """What a file declares must be what the area says."""
+    named = area.reflectance
+    for band in product.bands:
+        declared = product.raster.scales[band - 1], product.raster.offsets[band - 1]
+        if declared == (1.0, 0.0):
+            continue
+        if abs(declared[0] - named.scale) > 1e-9 or abs(declared[1] - named.offset) > 1e-9:
+            raise ValueError(
+                f"{product.raster.path}: the file declares scale {declared[0]:g} and offset {declared[1]:g}, area "
+                f"{area.name} names scale {named.scale:g} and offset {named.offset:g}; correct the area's reflectance"
+            )
+
+
+def _season(area: Area) -> tuple[dt.date, dt.date]:
+    first, last = area.season or ("0001-01-01", "9999-12-31")
+    where = f"season of area {area.name}"
+    start, end = iso_date(first, where=where), iso_date(last, where=where)
+    if start > end:
+        raise ValueError(f"{where}: it must not end before it starts, {first} to {last}; swap them")
+    return start, end
+
+
+def _in_season(area: Area, day: dt.date) -> bool:
+    start, end = _season(area)
+    return start <= day <= end
+
+
+def _season_text(area: Area) -> str:
+    return "" if area.season is None else f" from {area.season[0]} to {area.season[1]}"

@@ -1,0 +1,103 @@
+"""A source of samples: what a data set must offer, what a sample looks like, and how samples become a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from odc.geo.geobox import GeoBox
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+IGNORE = 255
+"""Label of a pixel whose class is unknown or that lies outside the part: it counts in no loss and no score."""
+
+Part = Literal["train", "val", "test", "predict"]
+"""The four things that a source can be split into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Where a map comes out."""
+
+    name: str
+    """A name that is unique within the source and fit for a file."""
+
+    grid: GeoBox
+    """Shape, transform and coordinate system of the map."""
+
+
+class Source(ABC):
+    """A data set; implementations are frozen keyword-only dataclasses.
+
+    A sample is a plain dict of tensors (T dates, C bands, H x W pixels):
+
+    - ``values`` float32 [T, C, H, W]: reflectance, 0 where not valid, never NaN
+    - ``days`` int64 [T]: whole days since 1970-01-01, ascending
+    - ``valid`` bool [T, H, W]: True where there is a clear observation
+    - ``labels`` int64 [H, W]: class index, ``IGNORE`` where unknown; absent where the area has no labels
+    - ``scene`` int64 []: index into ``scenes()``
+    - ``read``, ``keep`` int64 [4]: row, column, height, width in the scene's grid: the pixels of this sample, and those
+      among them that a map takes from it
+    """
+
+    bands: tuple[str, ...]
+    """Names of the C bands in the order of ``values``."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+
+    def prepare(self) -> None:  # noqa: B027  (most sources need nothing, so this is no duty)
+        """Generate or verify what the source needs; called in one process, before any ``split``."""
+
+    @abstractmethod
+    def split(self, part: Part) -> Dataset[dict[str, Tensor]]:
+        """The samples of one part: a map-style data set that pickles and opens its files lazily."""
+
+    @abstractmethod
+    def scenes(self) -> tuple[Scene, ...]:
+        """The scenes that ``scene`` of a sample counts through."""
+
+
+def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Samples of any length and size → one batch, padded at the end of T, H and W to the largest among them.
+
+    Padding is marked as such: ``valid`` False, ``labels`` IGNORE, ``values`` and ``days`` 0.
+
+    Raises:
+        ValueError: some of the samples have labels and others do not.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample, there are none; is the part empty?")
+    keys = samples[0].keys()
+    for sample in samples:
+        if sample.keys() != keys:
+            raise ValueError(
+                "the samples of a batch must hold the same things, here "
+                f"{', '.join(sorted(sample.keys() ^ keys))} is in some only; give every area labels or none"
+            )
+    times = max(sample["values"].shape[0] for sample in samples)
+    height = max(sample["values"].shape[-2] for sample in samples)
+    width = max(sample["values"].shape[-1] for sample in samples)
+    return {key: torch.stack([_padded(key, sample[key], times, height, width) for sample in samples]) for key in keys}
+
+
+def _padded(key: str, tensor: Tensor, times: int, height: int, width: int) -> Tensor:
+    if key == "days":
+        return pad(tensor, (0, times - tensor.shape[0]))
+    if key not in {"values", "valid", "labels"}:
+        return tensor
+    room = [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]]
+    if key == "labels":
+        return pad(tensor, room, value=IGNORE)
+    channels = [0, 0] if key == "values" else []
+    return pad(tensor, [*room, *channels, 0, times - tensor.shape[0]])

@@ -1,0 +1,1 @@
+"""Evaluation: scores, splits and reports."""

@@ -1,0 +1,1 @@
+"""Inference: windows in, maps out."""

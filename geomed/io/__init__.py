@@ -1,0 +1,1 @@
+"""Files at the edge: rasters and their dates, read and written in windows."""

@@ -1,0 +1,1 @@
+"""Tasks: a backbone, a head, an adapter and a loss, trained and judged."""

@@ -1,0 +1,50 @@
+"""AdamW with a warm-up and a cosine, counted in steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW (Loshchilov and Hutter, ICLR 2019), its rate rising linearly and then falling along half a cosine."""
+
+    lr: float = 1e-3
+    """Highest learning rate."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises."""
+
+    floor: float = 0.005
+    """Last learning rate over the highest."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates and shares that mean nothing."""
+        if self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1:
+            raise ValueError(
+                f"lr must be positive, warmup in [0, 1) and floor in [0, 1], not {self.lr}, {self.warmup}, {self.floor}"
+            )
+
+    def factor(self, step: int, steps: int) -> float:
+        """The rate at a step, over the highest."""
+        rise = round(self.warmup * steps)
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        done = min((step - rise) / max(steps - rise - 1, 1), 1.0)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def configure(self, parameters: Iterable[torch.nn.Parameter], steps: int) -> dict[str, Any]:
+        """What Lightning's ``configure_optimizers`` returns, for so many steps."""
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -29,8 +29,8 @@ commands:
   test       score on the test part, write metrics.json
   predict    write georeferenced maps
 
-Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run in
-runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
+Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run
+in runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
 
 options:
   -h, --help     show this
@@ -162,6 +162,7 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
 
 def _quiet() -> None:
     """Leave out what Lightning tells every user of every run."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not the user's
     for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*srun.*", ".*args parameter is intended.*"):
         warnings.filterwarnings("ignore", about)
     advice = logging.getLogger("lightning.pytorch.utilities.rank_zero")

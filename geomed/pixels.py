@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from torch import Tensor
 
+IGNORE = 255
+"""Label of a pixel whose class is unknown or that lies outside the part: it counts in no loss and no score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
@@ -50,7 +53,7 @@ class Pixels:
         return self.values.shape[-2], self.values.shape[-1]
 
 
-def day_of_year(days: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def day_of_year(days: Int[Tensor, ...]) -> Int[Tensor, ...]:
     """Days since 1970-01-01 → day of the year, 1 to 366, by exact integer arithmetic.
 
     The calendar is the proleptic Gregorian one, for any year from 0 on. Years are counted from 1 March, so that the

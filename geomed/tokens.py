@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
-from torch import Tensor  # noqa: TC002
+from torch import Tensor  # noqa: TC002  (likewise)
 
 
 @dataclass(frozen=True, kw_only=True)

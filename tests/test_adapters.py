@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from geomed.adapters import (
-    AdaptFormer,
     Adapter,
+    AdaptFormer,
     BitFit,
     LoRA,
     Prompts,
@@ -83,7 +83,8 @@ def disturb(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=made, dtype=torch.float64).to(parameter.dtype)
+                change = torch.randn(parameter.shape, generator=made, dtype=torch.float64)
+                parameter.add_(0.1 * change.to(parameter.dtype))
 
 
 def features(backbone: nn.Module, given: Pixels) -> Tensor:
@@ -224,6 +225,7 @@ def test_runs_in_bfloat16_autocast(backbone, adapter):
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_compiles_without_a_graph_break(backbone, adapter):
     given = pixels(backbone)
     attach(backbone, adapter)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,8 +15,8 @@ def test_the_rate_rises_and_falls_step_by_step():
     assert rates.index(max(rates)) == 10
     assert rates[10] == 1.0
     assert rates[-1] == pytest.approx(0.01)
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:11]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert course.factor(1_000, 100) == pytest.approx(0.01)
 
 

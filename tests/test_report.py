@@ -129,9 +129,9 @@ def test_every_number_and_word_given_appears(tmp_path, report):
         "From Upland to Lowland|One paragraph.|geomed demo --out out|Upland 2021|Lowland 2022|41|2.11.0|A limit.|rank 4"
     )
     given += "|LoRA|BitFit|Unadapted|From scratch|Full fine-tuning|Maize|Winter wheat|Simulated data."
-    given += "|12,345|4,321|2,000,000|0.62 %|0.22 %|100.0 %|81.2|76.5|45.7|60.1|82.2|87.6|54.3|79.1–83.4"  # noqa: RUF001
+    given += "|12,345|4,321|2,000,000|0.62 %|0.22 %|100.0 %|81.2|76.5|45.7|60.1|82.2|87.6|54.3|79.1–83.4"
     given += "|1 min 15 s|9.9 s|2 h 01 min|3 min 00 s|54.3 kB|999 bytes|8.0 MB|+35.6 points|98.8 %"
-    given += "|1,001|1,041|30|90|12.3|11.7|4.4|−4.9 %|1,250"  # noqa: RUF001
+    given += "|1,001|1,041|30|90|12.3|11.7|4.4|−4.9 %|1,250"  # noqa: RUF001  (the page sets a minus sign)
     assert [part for part in given.split("|") if part not in words] == []
 
 

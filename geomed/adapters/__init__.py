@@ -1,6 +1,5 @@
 """Adapters: few trained parameters inside a frozen backbone."""
 
-from geomed.adapters.adaptformer import AdaptFormer
 from geomed.adapters.adapter import (
     Adapted,
     Adapter,
@@ -14,6 +13,7 @@ from geomed.adapters.adapter import (
     matches,
     merge,
 )
+from geomed.adapters.adaptformer import AdaptFormer
 from geomed.adapters.bitfit import BitFit
 from geomed.adapters.lora import LoRA
 from geomed.adapters.prompts import Prompts

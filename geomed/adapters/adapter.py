@@ -117,7 +117,7 @@ def detach(root: nn.Module) -> None:
         setattr(root, name, plain)
         detach(plain)
     for parameter in root.parameters():
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad_()
 
 
 def merge(root: nn.Module) -> None:
@@ -131,7 +131,7 @@ def merge(root: nn.Module) -> None:
             module.merged()  # raises, and says why
     _fold_children(root)
     for parameter in root.parameters():
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad_()
 
 
 def _fold_children(parent: nn.Module) -> None:

@@ -38,24 +38,25 @@ class AdaptFormer(Adapter):
         if self.bottleneck < 1:
             raise ValueError(f"bottleneck must be positive, not {self.bottleneck}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
         """Wrap an MLP branch."""
         plain = innermost(module)
         if not isinstance(plain, MlpBranch) or not matches(path, self.targets):
             return None
-        return ParallelMlp(module, self, innermost(plain.mlp.fc1), innermost(plain.norm))
+        weight = innermost(plain.mlp.get_submodule("fc1")).get_parameter("weight")
+        return ParallelMlp(module, self, weight, innermost(plain.norm))
 
 
 class ParallelMlp(Adapted):
     """An MLP branch and a bottleneck beside it."""
 
-    def __init__(self, base: nn.Module, adapter: AdaptFormer, fc1: nn.Linear, norm: nn.Module) -> None:
-        """``fc1`` tells the width, ``norm`` is the branch's."""
+    def __init__(self, base: nn.Module, adapter: AdaptFormer, fc1: Tensor, norm: nn.Module) -> None:
+        """``fc1`` is the weight of the MLP's first Linear, which tells the width; ``norm`` is the branch's."""
         super().__init__(base)
         self.scale = adapter.scale
-        like = {"device": fc1.weight.device, "dtype": fc1.weight.dtype}
-        self.down = nn.Linear(fc1.in_features, adapter.bottleneck, **like)
-        self.up = nn.Linear(adapter.bottleneck, fc1.in_features, **like)
+        width = fc1.shape[1]
+        self.down = nn.Linear(width, adapter.bottleneck, device=fc1.device, dtype=fc1.dtype)
+        self.up = nn.Linear(adapter.bottleneck, width, device=fc1.device, dtype=fc1.dtype)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)

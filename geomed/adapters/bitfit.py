@@ -23,7 +23,7 @@ class BitFit(Adapter):
     targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2", "attention.norm", "mlp.norm", "patch", "dates.day")
     """Which Linear, Conv2d, norm or DayOfYear modules: shell-style patterns of paths or of their ends."""
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
         """Wrap what has, or could have, a bias."""
         if not matches(path, self.targets):
             return None

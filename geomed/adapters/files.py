@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import geomed
 from geomed.adapters.adapter import Adapter, adapter_state, attach, base_state, freeze_base
@@ -17,6 +16,8 @@ from geomed.backbones.backbone import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,5 +146,5 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _subclasses(cls: type) -> list[type]:
+def _subclasses(cls: type[Any]) -> list[type[Any]]:
     return [deeper for one in cls.__subclasses__() for deeper in (one, *_subclasses(one))]

@@ -41,7 +41,7 @@ class LoRA(Adapter):
         if set(self.parts) - set(_SLICES) or len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts must be of q, k, v, each once, not {self.parts}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
         """Wrap a Linear, a Conv2d or a table of dates.
 
         Raises:

@@ -29,7 +29,7 @@ class Prompts(Adapter):
 
     kind: Literal["prefix", "tokens"] = "prefix"
     """``prefix``: keys and values of each head, the values zero at the start. ``tokens``: vectors in the place of
-    normalised tokens, of which the block's own qkv makes keys and values, behind one gate per head, zero at the start."""
+    normalised tokens, of which the block's own qkv makes keys and values, behind one gate per head, zero at first."""
 
     deep: bool = True
     """In every block, or only in the first of each stage."""
@@ -42,7 +42,7 @@ class Prompts(Adapter):
         if self.count < 1:
             raise ValueError(f"count must be positive, not {self.count}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
         """Wrap an attention module.
 
         Raises:
@@ -65,10 +65,12 @@ class Prompts(Adapter):
 class PromptedAttention(Adapted):
     """Attention that also reads prompts."""
 
+    base: Attention | vision_transformer.Attention
+
     def __init__(self, base: Attention | vision_transformer.Attention, adapter: Prompts) -> None:
         """``base`` is plain attention with a fused qkv."""
         super().__init__(base)
-        weight = innermost(base.qkv).weight
+        weight = innermost(base.qkv).get_parameter("weight")
         self.heads, self.head_dim = base.num_heads, base.head_dim
         self.kind = adapter.kind
         if self.kind == "prefix":
@@ -96,7 +98,8 @@ class PromptedAttention(Adapted):
 
     def _from_prompts(self, q: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
         if self.kind == "prefix":
-            keys, values = self.keys, self.values
+            keys: Tensor = self.keys
+            values: Tensor = self.values
         else:
             _, keys, values = self._heads(self.prompts)
         many = (len(q), -1, -1, -1)

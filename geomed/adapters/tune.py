@@ -19,7 +19,7 @@ class Tune(Adapter):
     targets: tuple[str, ...]
     """Which modules: shell-style patterns of paths or of their ends."""
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:  # noqa: ARG002
+    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
         """Wrap what the patterns name, if it has weights."""
         if not matches(path, self.targets) or not any(True for _ in innermost(module).parameters()):
             return None

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from geomed.tokens import Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def recomputing(cheap: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Iterator[None]:
+    """For what is computed within, the backward pass computes ``y = cheap(x)`` again instead of keeping y.
+
+    It is worth it where x is kept anyway and ``cheap`` is cheap. (The first call of `torch.utils.checkpoint` imports
+    the compiler: 150 MiB and more than a second.)
+    """
+    if torch.compiler.is_compiling() or not y.requires_grad:  # the compiler decides by itself what to keep
+        yield
+        return
+    place = y.untyped_storage().data_ptr()
+
+    def pack(kept: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
+        if kept.untyped_storage().data_ptr() != place:
+            return kept
+        return tuple(kept.shape), kept.stride(), int(kept.storage_offset())
+
+    def unpack(packed: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else cheap(x).as_strided(*packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 class Attention(nn.Module):
@@ -35,7 +64,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear. In training the GELU is computed again in the backward pass instead of kept."""
+    """Linear, exact GELU, Linear; the GELU is computed again in the backward pass instead of kept."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         """Width and hidden width."""
@@ -44,15 +73,12 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim)
 
-    def _second_half(self, x: Float[Tensor, "b n h"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(self.act(x))
-
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Token by token."""
-        x = self.fc1(x)
-        if x.requires_grad and not torch.compiler.is_compiling():  # the compiler decides by itself what to keep
-            return checkpoint(self._second_half, x, use_reentrant=False, preserve_rng_state=False)
-        return self._second_half(x)
+        hidden = self.fc1(x)
+        active = self.act(hidden)
+        with recomputing(self.act, hidden, active):
+            return self.fc2(active)
 
 
 class AttentionBranch(nn.Module):
@@ -70,7 +96,8 @@ class AttentionBranch(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """The update, for the first ``queries`` tokens or all."""
         x = self.norm(tokens.data)
-        x = self.attn(x, attn_mask=mask) if queries is None else self.attn(x, attn_mask=mask, queries=queries)
+        with recomputing(self.norm, tokens.data, x):
+            x = self.attn(x, attn_mask=mask) if queries is None else self.attn(x, attn_mask=mask, queries=queries)
         return self.scale(x)
 
 
@@ -86,7 +113,9 @@ class MlpBranch(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "b n d"]:
         """The update, token by token."""
-        return self.scale(self.mlp(self.norm(tokens.data)))
+        x = self.norm(tokens.data)
+        with recomputing(self.norm, tokens.data, x):
+            return self.scale(self.mlp(x))
 
 
 class Block(nn.Module):

@@ -56,7 +56,7 @@ class ViT(Backbone):
         """
         super().__init__()
         if not timm.is_model(name):
-            near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "none alike"
+            near = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:5]) or "none alike"
             raise ValueError(f"timm has no model {name!r} (alike: {near}); see timm.list_models('vit*')")
         options = {} if image_size is None else {"img_size": image_size}
         try:
@@ -133,9 +133,10 @@ class WholeBlock(nn.Module):
 def _tokens_block(block: nn.Module) -> nn.Module:
     if type(block) is not vision_transformer.Block:
         return WholeBlock(block)
+    part = block.get_submodule
     return Block(
-        AttentionBranch(block.norm1, block.attn, _chain(block.ls1, block.drop_path1)),
-        MlpBranch(block.norm2, block.mlp, _chain(block.ls2, block.drop_path2)),
+        AttentionBranch(part("norm1"), part("attn"), _chain(part("ls1"), part("drop_path1"))),
+        MlpBranch(part("norm2"), part("mlp"), _chain(part("ls2"), part("drop_path2"))),
     )
 
 
@@ -148,7 +149,7 @@ _COLOURS = {"red": 0, "B04": 0, "green": 1, "B03": 1, "blue": 2, "B02": 2}
 
 
 @torch.no_grad()
-def _set_bands(embed: nn.Module, bands: tuple[str, ...]) -> None:
+def _set_bands(embed: PatchEmbed, bands: tuple[str, ...]) -> None:
     """Give the first convolution one input per band, from its three colour filters."""
     if tuple(_COLOURS.get(band, -1) for band in bands) == (0, 1, 2):
         return

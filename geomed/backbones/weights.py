@@ -84,11 +84,11 @@ _RELEASED = (
     (
         r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_qkv\.(weight|bias)",
         r"backbone.\1.blocks.\2.attention.attn.qkv.\3",
-    ),  # noqa: E501
+    ),
     (
         r"(temporal|space)_transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.(weight|bias)",
         r"backbone.\1.blocks.\2.attention.attn.proj.\3",
-    ),  # noqa: E501
+    ),
     (r"(temporal|space)_transformer\.layers\.(\d+)\.1\.norm\.(weight|bias)", r"backbone.\1.blocks.\2.mlp.norm.\3"),
     (
         r"(temporal|space)_transformer\.layers\.(\d+)\.1\.fn\.net\.0\.(weight|bias)",

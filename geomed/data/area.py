@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from geomed.data.source import IGNORE
+from geomed.pixels import IGNORE
 
 CLEAR = (4, 5, 6, 7)
 """Scene classes of a clear surface: vegetation, bare soil, water, unclassified (Sen2Cor's SCL, ESA 2021)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geomed.data.source import IGNORE
+from geomed.pixels import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

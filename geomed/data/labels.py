@@ -16,10 +16,10 @@ from shapely import STRtree
 from shapely.geometry import Polygon, shape
 
 from geomed.data.area import code_text
-from geomed.data.source import IGNORE
 from geomed.io.footprint import corners
 from geomed.io.geotiff import GeoTiff
 from geomed.io.sampling import look_up
+from geomed.pixels import IGNORE
 from geomed.windows import Window, cover
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from geomed.bands import PASTIS_BANDS, band_indices
-from geomed.data.source import IGNORE, Part, Scene, Source
+from geomed.data.source import Part, Scene, Source
 from geomed.io.dates import date_in, days_since_epoch
+from geomed.pixels import IGNORE
 from geomed.windows import Window, cover
 
 if TYPE_CHECKING:

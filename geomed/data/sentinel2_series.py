@@ -14,8 +14,9 @@ from geomed.data.fields import choose_fields, classes_by_field
 from geomed.data.labels import Truth, open_truth
 from geomed.data.series import Series
 from geomed.data.series_windows import Mapped, SeriesWindows, Spot
-from geomed.data.source import IGNORE, Part, Scene, Source
+from geomed.data.source import Part, Scene, Source
 from geomed.evaluation.splits import Division, Place, Share, Split, divide
+from geomed.pixels import IGNORE
 from geomed.windows import Window, cover
 
 if TYPE_CHECKING:

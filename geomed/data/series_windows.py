@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geomed.data.source import IGNORE
+from geomed.pixels import IGNORE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

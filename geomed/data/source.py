@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn.functional import pad
 
+from geomed.pixels import IGNORE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from odc.geo.geobox import GeoBox
     from torch import Tensor
     from torch.utils.data import Dataset
-
-IGNORE = 255
-"""Label of a pixel whose class is unknown or that lies outside the part: it counts in no loss and no score."""
 
 Part = Literal["train", "val", "test", "predict"]
 """The four things that a source can be split into."""

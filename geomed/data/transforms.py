@@ -27,6 +27,9 @@ class Change:
     dates: tuple[int, ...] | None = None
     """Indices of the dates that stay; None: all."""
 
+    days: int = 0
+    """Days by which the whole series moves in the calendar."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -45,10 +48,17 @@ class Augment:
     drop_dates: float = 0.0
     """Chance of each date to be left out; one always stays."""
 
+    shift_days: int = 0
+    """Move each series by up to so many days, earlier or later: seasons differ in timing between regions and years, and
+    a model that has learned one calendar by heart fails in the next (Nyborg et al., "TimeMatch", ISPRS Journal 188,
+    2022)."""
+
     def __post_init__(self) -> None:
-        """Refuse a chance that is none."""
+        """Refuse a chance that is none, and shifts that are none."""
         if not 0 <= self.drop_dates < 1:
             raise ValueError(f"drop_dates is a chance from 0 to below 1, not {self.drop_dates}; correct it")
+        if not 0 <= self.shift_days <= 182:
+            raise ValueError(f"shift_days is a count of days from 0 to half a year, not {self.shift_days}; correct it")
 
     def draw(self, sample: dict[str, Tensor], generator: torch.Generator) -> Change:
         """Draw the change of a sample; only its shape is looked at."""
@@ -57,12 +67,15 @@ class Augment:
         turns = int(torch.randint(4, (), generator=generator)) if self.rotate else 0
         if height != width:
             turns -= turns % 2
+        days = 0
+        if self.shift_days:
+            days = int(torch.randint(-self.shift_days, self.shift_days + 1, (), generator=generator))
         if not self.drop_dates:
-            return Change(flip=flip, turns=turns)
+            return Change(flip=flip, turns=turns, days=days)
         stay = torch.rand(times, generator=generator) >= self.drop_dates
         if not stay.any():
             stay[torch.randint(times, (), generator=generator)] = True
-        return Change(flip=flip, turns=turns, dates=tuple(stay.nonzero()[:, 0].tolist()))
+        return Change(flip=flip, turns=turns, dates=tuple(stay.nonzero()[:, 0].tolist()), days=days)
 
 
 def apply(sample: dict[str, Tensor], change: Change) -> dict[str, Tensor]:
@@ -76,4 +89,6 @@ def apply(sample: dict[str, Tensor], change: Change) -> dict[str, Tensor]:
         stay = torch.tensor(change.dates)
         for key in _TIME:
             changed[key] = changed[key][stay]
+    if change.days:
+        changed["days"] = changed["days"] + change.days
     return changed

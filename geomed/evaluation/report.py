@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np  # noqa: TC002
+import numpy as np  # noqa: TC002  (likewise)
 from jaxtyping import Num  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 
 from geomed.evaluation.page import html

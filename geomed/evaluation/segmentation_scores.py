@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Num  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
-from torch import Tensor  # noqa: TC002
+from torch import Tensor  # noqa: TC002  (likewise)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

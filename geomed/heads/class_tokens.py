@@ -79,7 +79,7 @@ class ClassTokensPooled(Head):
         self.norm = nn.LayerNorm(_width(spec))
         self.linear = nn.Linear(_width(spec), 1)
 
-    def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k"]:  # noqa: ARG002
+    def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k"]:
         """Logits of each class.
 
         Raises:

@@ -30,7 +30,7 @@ class Linear(Head):
     def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Logits of each class at each pixel."""
         last = tokens[-1]
-        height, width = last.grid
+        height, _ = last.grid
         x = rearrange(self.linear(last.patches()), "b (h w) k -> b k h w", h=height)
         x = F.interpolate(x, scale_factor=self.patch, mode="bilinear", align_corners=False)
         return x[..., : size[0], : size[1]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -14,6 +13,7 @@ from geomed.palette import palette
 from geomed.windows import Window
 
 if TYPE_CHECKING:
+    import lightning
     from torch import Tensor
 
 
@@ -25,7 +25,7 @@ class MapsCallback(Callback):
         self.folder = folder
         self._writers: dict[int, MapWriter] = {}
 
-    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse to share one file between processes.
 
         Raises:
@@ -37,11 +37,11 @@ class MapsCallback(Callback):
     def on_predict_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,  # noqa: ARG002
+        pl_module: lightning.LightningModule,
         outputs: Any,  # noqa: ANN401  (Lightning's type)
-        batch: Any,  # noqa: ANN401, ARG002  (likewise)
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
+        batch: Any,  # noqa: ANN401  (likewise)
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write each sample's kept pixels where they belong."""
         told: dict[str, Tensor] = {name: value.cpu() for name, value in outputs.items()}
@@ -52,7 +52,7 @@ class MapsCallback(Callback):
 
     def _writer(self, trainer: lightning.Trainer, number: int) -> MapWriter:
         if number not in self._writers:
-            source = trainer.datamodule.source
+            source = trainer.datamodule.source  # type: ignore[attr-defined]  # Lightning sets it
             scene = source.scenes()[number]
             folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "maps"
             self._writers[number] = MapWriter(
@@ -60,7 +60,7 @@ class MapsCallback(Callback):
             )
         return self._writers[number]
 
-    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Finish the maps and say where they are."""
         for writer in self._writers.values():
             writer.close()
@@ -71,7 +71,7 @@ class MapsCallback(Callback):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        exception: BaseException,  # noqa: ARG002
+        exception: BaseException,
     ) -> None:
         """Leave no half map behind."""
         for writer in self._writers.values():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence  # noqa: TC003  (jsonargparse reads the annotations)
+from collections.abc import Iterable, Mapping, Sequence  # noqa: TC003  (jsonargparse reads the annotations)
+from typing import cast
 
 import segmentation_models_pytorch as smp
 import torch
@@ -11,14 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from torch import Tensor, nn
 
-IGNORE = 255
-"""Label of a pixel without a known class."""
+from geomed.pixels import IGNORE
 
 
 class Loss(nn.Module, ABC):
     """Logits and labels → one number; zero where nothing is labelled."""
 
-    def bind(self, classes: Sequence[str]) -> None:  # noqa: B027  (most losses do not care)
+    def bind(self, classes: Sequence[str]) -> None:
         """Learn the classes' names and order, once, before training."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Sum(Loss):
 
     def bind(self, classes: Sequence[str]) -> None:
         """Pass the classes on."""
-        for loss in self.losses:
+        for loss in cast("Iterable[Loss]", self.losses):
             loss.bind(classes)
 
     def forward(self, logits: Float[Tensor, "b k h w"], labels: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:

@@ -18,8 +18,8 @@ from geomed.adapters.counts import trainable_table
 from geomed.backbones.backbone import Backbone  # noqa: TC001  (likewise)
 from geomed.evaluation.segmentation_scores import SegmentationScores
 from geomed.heads.head import Head  # noqa: TC001  (likewise)
-from geomed.pixels import Pixels
-from geomed.tasks.losses import IGNORE, CrossEntropy, Loss
+from geomed.pixels import IGNORE, Pixels
+from geomed.tasks.losses import CrossEntropy, Loss
 from geomed.tasks.optimisation import Optimisation
 from geomed.tasks.task import BaseWeights, adapt, load_base
 from geomed.tokens import TokenSpec  # noqa: TC001  (likewise)
@@ -27,15 +27,17 @@ from geomed.tokens import TokenSpec  # noqa: TC001  (likewise)
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
 
 class Segmentation(lightning.LightningModule):
     """A backbone, a dense head and an adapter, trained on labelled pixels.
 
-    A batch is a dict of tensors: ``values`` [B, T, C, H, W] or [B, C, H, W], ``days`` [B, T], ``valid`` [B, T, H, W] and
-    ``labels`` [B, H, W] with 255 where nothing is known.
+    A batch is a dict of tensors: ``values`` [B, T, C, H, W] or [B, C, H, W], ``days`` [B, T], ``valid`` [B, T, H, W]
+    and ``labels`` [B, H, W] with 255 where nothing is known.
     """
 
-    def __init__(  # noqa: PLR0913  (each is one part of the experiment)
+    def __init__(
         self,
         *,
         backbone: Backbone,
@@ -81,7 +83,7 @@ class Segmentation(lightning.LightningModule):
         Raises:
             ValueError: they are not.
         """
-        source = self.trainer.datamodule.source
+        source = self.trainer.datamodule.source  # type: ignore[attr-defined]  # Lightning sets it
         if tuple(source.bands) != self.backbone.inputs.bands:
             raise ValueError(
                 f"the source gives bands {', '.join(source.bands)}, the backbone reads "
@@ -102,7 +104,7 @@ class Segmentation(lightning.LightningModule):
         pixels = Pixels(values=batch["values"], days=batch.get("days"), valid=batch.get("valid"))
         return self.head(self.backbone(pixels, depths=self.head.depths), pixels.size)
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
         loss = self.loss(self(batch).float(), batch["labels"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["values"]))
@@ -122,7 +124,7 @@ class Segmentation(lightning.LightningModule):
             self.log(f"{part}/{name}", value, prog_bar=name == "macro_f1", rank_zero_only=True)
         return scores
 
-    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count right and wrong."""
         self._judge(batch, "val")
 
@@ -130,7 +132,7 @@ class Segmentation(lightning.LightningModule):
         """Say how well it went."""
         self._scores("val")
 
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count right and wrong."""
         self._judge(batch, "test")
 
@@ -143,14 +145,14 @@ class Segmentation(lightning.LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
 
-    def predict_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Classes [B, H, W] uint8, 255 where nothing was observed, with where they belong."""
         classes = self(batch).argmax(1).to(torch.uint8)
         if "valid" in batch:
             classes = torch.where(batch["valid"].any(1), classes, IGNORE)
         return {"classes": classes, "scene": batch["scene"], "read": batch["read"], "keep": batch["keep"]}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what trains."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self.optimisation.configure([p for p in self.parameters() if p.requires_grad], steps)

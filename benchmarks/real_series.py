@@ -3,15 +3,15 @@
 python datasets/flanders/prepare.py --source FOLDER --out data/flanders
 python benchmarks/real_series.py --seeds 3
 
-Trains on one patch of Flanders (2018) and tests on another (2019): unadapted on the whole patch, then, on half of its blocks,
-unadapted, adapted by LoRA and class tokens, fully fine-tuned, and trained from nothing on the other half. Writes
-benchmarks/results/real_series.json.
+Trains on one patch of Flanders (2018) and tests on another (2019): unadapted on the whole patch, then, on half of its
+blocks, unadapted, adapted by LoRA and class tokens, fully fine-tuned, and trained from nothing on the other half.
+Writes benchmarks/results/real_series.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import importlib.metadata
 import json
 import os
@@ -49,7 +49,7 @@ def main() -> None:
         summary[name] = {"macro_f1_mean": statistics.mean(values), "macro_f1_sd": spread, "runs": runs}
     report = {
         "command": f"python benchmarks/real_series.py --seeds {len(seeds)}",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "accelerator": "none"},
         "versions": {name: importlib.metadata.version(name) for name in ("geomed", "torch", "lightning", "rasterio")}
         | {"python": platform.python_version()},

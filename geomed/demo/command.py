@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NOTES = (
-    "The land, its crops and its clouds are simulated: the page shows that the tools work, not what they reach in your "
-    "region.",
-    "One split and one seed. The interval resamples windows of the test blocks; it does not hold the spread between "
-    "training runs.",
-    "The best adapter is chosen on the validation blocks, which are labelled too; learning rates were set beforehand on "
-    "land of another seed.",
+    (
+        "The land, its crops and its clouds are simulated: the page shows that the tools work, not what they reach in "
+        "your region."
+    ),
+    (
+        "One split and one seed. The interval resamples windows of the test blocks; it does not hold the spread "
+        "between training runs."
+    ),
+    (
+        "The best adapter is chosen on the validation blocks, which are labelled too and few: it need not be the best "
+        "on the test blocks. Learning rates were set beforehand on land of another seed."
+    ),
 )
 
 
@@ -70,7 +76,7 @@ def _run(experiment: Experiment, command: str) -> None:
         outcomes.append(experiment.adapt(method))
         _tell(_row(outcomes[-1], experiment.seed))
     rows = {outcome.method.name: _row(outcome, experiment.seed) for outcome in outcomes}
-    adapters = [outcome for outcome in outcomes if outcome.method.adapter is not None]
+    adapters = [outcome for outcome in outcomes if outcome.method.adapters]
     best = max(adapters, key=lambda one: SegmentationScores.from_confusion(_val(one), classes).macro_f1)
     print(f"4  map {TARGET} with {best.method.name}, the best adapter on the validation blocks", flush=True)
     _write(experiment, command, base, unadapted, rows, best)

@@ -232,7 +232,7 @@ def _patches(root: Path, fold: int) -> tuple[Patch, ...]:
             f"{root}: there is neither a folder {PASTIS.directory} nor {PASTIS.filename}; "
             "download them with datasets/pastis/prepare.py or correct root"
         )
-    archive = PASTIS(str(root), folds=(fold,), bands="s2", mode="semantic", download=False)
+    archive = PASTIS(str(root), folds=(fold,), download=False)
     table = geopandas.read_file(root / archive.directory / "metadata.geojson").set_index("ID_PATCH")
     return tuple(
         Patch(

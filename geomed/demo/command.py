@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", module=r"lightning\..*")  # advice about its own settings, for each of nine runs
     for name in ("lightning.pytorch", "lightning.fabric", "pyogrio"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # so small a model gains nothing from a second, and loses 16-fold where the cores are busy
     given.out.mkdir(parents=True, exist_ok=True)
     whole = Experiment(folder=given.out, seed=given.seed)
     small = Experiment(folder=given.out, seed=given.seed, epochs=(1, 1), size=192)

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from geomed import __version__
@@ -73,6 +74,9 @@ def _told(run: Callable[[], int]) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         line = " ".join(str(error).split())
         return _refuse(f"{line} (GEOMED_TRACEBACK=1 shows where)")
+    except UnpicklingError as error:
+        line = str(error).strip().partition("\n")[0]
+        return _refuse(f"the checkpoint holds more than tensors and numbers, and is not read: {line}")
     except KeyboardInterrupt:
         print("geomed: interrupted", file=sys.stderr)
         return 130
@@ -111,6 +115,7 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
     from geomed.tasks.segmentation import Segmentation
 
     _quiet()
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # a checkpoint holds tensors and numbers, and runs nothing
     root = Path("runs") / _config_name(rest)
 
     class Command(LightningCLI):

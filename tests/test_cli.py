@@ -150,6 +150,12 @@ def test_a_checkpoint_of_another_model_is_told(config, capsys):
     assert "the checkpoint is of another model" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_could_run_code_is_refused(config, tmp_path, capsys):
+    torch.save({"state_dict": {}, "more": Path("somewhere")}, tmp_path / "foreign.ckpt")
+    assert run("test", config, "--ckpt_path", str(tmp_path / "foreign.ckpt")) == 2
+    assert "the checkpoint holds more than tensors and numbers" in capsys.readouterr().err
+
+
 def test_an_adapter_file_works_in_another_run(config):
     assert run("fit", config) == 0
     base = ["--seed_everything", "0", "--model.adapter", "runs/tiny/adapter.safetensors"]

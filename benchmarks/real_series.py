@@ -50,7 +50,7 @@ def main() -> None:
     report = {
         "command": f"python benchmarks/real_series.py --seeds {len(seeds)}",
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "accelerator": "none"},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "accelerator": "none"},
         "versions": {name: importlib.metadata.version(name) for name in ("geomed", "torch", "lightning", "rasterio")}
         | {"python": platform.python_version()},
         "results": summary,
@@ -69,15 +69,16 @@ def _case(config: str, seed: int, *, fit: bool) -> dict[str, object]:
         options += ["--model.weights.path", str(RUNS / f"source-{seed}/checkpoints/last.ckpt")]
     began = time.perf_counter()
     if fit:
-        _geomed("fit", options)
+        geomed_command("fit", options)
     seconds = time.perf_counter() - began
-    _geomed("test", [*options, *(["--ckpt_path", "last"] if fit else [])])
+    geomed_command("test", [*options, *(["--ckpt_path", "last"] if fit else [])])
     told = json.loads((folder / "metrics.json").read_text())
     kept = {key: told[key] for key in ("macro_f1", "macro_iou", "accuracy", "kappa")}
     return {"seed": seed, **kept, "f1": {n: c["f1"] for n, c in told["per_class"].items()}, "fit_seconds": seconds}
 
 
-def _geomed(command: str, options: list[str]) -> None:
+def geomed_command(command: str, options: list[str]) -> None:
+    """Run a geomed command in a process of its own; its error ends this one."""
     done = subprocess.run(  # noqa: S603  (our own command line)
         [sys.executable, "-m", "geomed.cli", command, *options], capture_output=True, text=True, check=False
     )
@@ -85,7 +86,8 @@ def _geomed(command: str, options: list[str]) -> None:
         sys.exit(f"geomed {command} {' '.join(options)} failed:\n{done.stderr[-2000:]}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -216,11 +216,15 @@ def test_any_size_and_any_number_of_dates(height, width, dates):
     assert torch.isfinite(out).all()
 
 
-def test_a_whole_size_larger_keeps_the_patches_in_place():
-    model = dense(order="correct")
-    grid = model["backbone"]._positions((6, 6))
-    assert torch.equal(grid, model["backbone"].position())
-    assert model["backbone"]._positions((9, 4)).shape == (1, 36, 32)
+def test_positions_of_other_sizes():
+    backbone = dense(order="correct")["backbone"]
+    learned = backbone.position().reshape(6, 6, 32)
+    assert torch.equal(backbone._positions((6, 6)), backbone.position())
+    assert torch.equal(backbone._positions((4, 5)).reshape(4, 5, 32), learned[:4, :5])  # a part, not a squeezed whole
+    assert backbone._positions((9, 4)).shape == (1, 36, 32)
+    assert torch.equal(
+        backbone._positions((9, 4)).reshape(9, 4, 32), backbone._positions((9, 6)).reshape(9, 6, 32)[:, :4]
+    )
 
 
 def test_the_same_day_of_another_year_looks_the_same_unless_years_are_told():

@@ -103,7 +103,8 @@ class TSViT(Backbone):
             num_classes: class tokens.
             size: widths and depths.
             patch: side of a patch in pixels.
-            image_size: side in pixels at which positions are learned; other sizes interpolate them (bicubic).
+            image_size: side in pixels at which positions are learned; smaller images use a part of them, larger ones
+                interpolate them (bicubic).
             space_token: adds a prefix token to each class's map, for classifying whole images (section 3.4).
             years: tells the same day of different years apart, for series longer than a year.
             attend_padding: reads dates that are not valid as zeros at row 0 of the date table, which is what released
@@ -250,13 +251,21 @@ class TSViT(Backbone):
         return [seen[number] for number in wanted]
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
+        """The learned positions for a grid of patches.
+
+        Smaller grids take the upper left part, so that a place means the same whatever is cut off; larger ones stretch
+        the whole.
+        """
         position = self.position()
         if grid == self._learned_grid:
             return position
         height, width = self._learned_grid
         plane = rearrange(position, "1 (h w) d -> 1 d h w", h=height, w=width)
-        precise = torch.promote_types(plane.dtype, torch.float32)
-        plane = F.interpolate(plane.to(precise), size=grid, mode="bicubic", align_corners=False)
+        reach = (max(grid[0], height), max(grid[1], width))
+        if reach != self._learned_grid:
+            precise = torch.promote_types(plane.dtype, torch.float32)
+            plane = F.interpolate(plane.to(precise), size=reach, mode="bicubic", align_corners=False)
+        plane = plane[..., : grid[0], : grid[1]]
         return rearrange(plane, "1 d h w -> 1 (h w) d").to(position.dtype)
 
 

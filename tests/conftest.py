@@ -7,6 +7,9 @@ import pytest
 from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
 
+# Networks as tiny as these lose by a second thread, and very much where the cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHAPES = os.environ.get("GEOMED_SHAPES", "1") != "0"
 
 checked = beartype(

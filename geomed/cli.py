@@ -71,7 +71,7 @@ def _told(run: Callable[[], int]) -> int:
         return run()
     try:
         return run()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         line = " ".join(str(error).split())
         return _refuse(f"{line} (GEOMED_TRACEBACK=1 shows where)")
     except UnpicklingError as error:
@@ -130,6 +130,7 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
         def instantiate_trainer(self, **given: Any) -> Trainer:  # noqa: ANN401  (Lightning's signature)
             chosen = self.config_init[command]["trainer"]
             folder = Path(chosen["default_root_dir"])
+            _check_checkpoint(command, self.config_init[command]["ckpt_path"], folder)
             self.trainer_defaults["callbacks"] = [
                 ModelCheckpoint(
                     dirpath=folder / "checkpoints",
@@ -163,6 +164,30 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
         print(f"geomed: stopped; go on with: geomed {command} {' '.join(rest)} --ckpt_path last", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
+
+
+def _check_checkpoint(command: str, wanted: str | None, folder: Path) -> None:
+    """Refuse a checkpoint that is missing or broken; Lightning would test random weights in place of a missing last.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    from torch import load  # late: imports torch
+
+    found = sorted(folder.rglob("last*.ckpt")) if wanted == "last" else [Path(wanted)] if wanted else []
+    if wanted == "last" and not found and command != "fit":
+        raise ValueError(f"{folder}: there is no last checkpoint; run geomed fit first, or give the path of another")
+    for path in found:
+        if not path.is_file():
+            continue  # a name that Lightning itself resolves, or says that it cannot
+        try:
+            load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UnpicklingError:
+            raise
+        except (EOFError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: the checkpoint is broken or cut off ({type(error).__name__}); use another"
+            ) from error
 
 
 def _quiet() -> None:

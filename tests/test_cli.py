@@ -156,6 +156,23 @@ def test_a_checkpoint_that_could_run_code_is_refused(config, tmp_path, capsys):
     assert "the checkpoint holds more than tensors and numbers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_random_weights_are_never_judged_as_the_last_ones(config, command, capsys):
+    assert run(command, config, "--ckpt_path", "last") == 2
+    assert "there is no last checkpoint; run geomed fit first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_checkpoint_cut_off_is_told(config, share, capsys):
+    assert run("fit", config) == 0
+    last = Path("runs/tiny/checkpoints/last.ckpt")
+    whole = last.read_bytes()
+    last.write_bytes(whole[: int(share * len(whole))])
+    for command in ("test", "fit"):
+        assert run(command, config, "--ckpt_path", "last") == 2
+        assert "last.ckpt: the checkpoint is broken or cut off" in capsys.readouterr().err
+
+
 def test_an_adapter_file_works_in_another_run(config):
     assert run("fit", config) == 0
     base = ["--seed_everything", "0", "--model.adapter", "runs/tiny/adapter.safetensors"]

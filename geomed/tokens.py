@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003  (annotations are evaluated by the shape checker in the tests)
+from dataclasses import dataclass, field
 
-from jaxtyping import Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
+from jaxtyping import Float  # noqa: TC002  (likewise)
 from torch import Tensor  # noqa: TC002  (likewise)
 
 
@@ -36,6 +37,9 @@ class Tokens:
     prefix: int = 0
     """How many tokens stand before the grid."""
 
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    """What adapters hand on from block to block beside the tokens, each under a name of its own."""
+
     def __post_init__(self) -> None:
         """Refuse a layout that does not describe the data."""
         if self.prefix + math.prod(self.grid) != self.data.shape[1]:
@@ -46,7 +50,11 @@ class Tokens:
 
     def replace(self, data: Float[Tensor, "b n d"]) -> Tokens:
         """Other values on the same layout."""
-        return Tokens(data, self.grid, self.prefix)
+        return Tokens(data, self.grid, self.prefix, self.carried)
+
+    def carry(self, name: str, value: Tensor) -> Tokens:
+        """The same tokens, with something handed on."""
+        return Tokens(self.data, self.grid, self.prefix, {**self.carried, name: value})
 
     def patches(self) -> Float[Tensor, "b g d"]:
         """The grid tokens alone, prefix left out."""

@@ -102,11 +102,35 @@ def adapter(request: pytest.FixtureRequest) -> Adapter:
     return ADAPTERS[request.param]
 
 
-def test_starts_as_the_identity(backbone, adapter):
+def test_starts_as_the_identity_or_says_that_it_does_not(backbone, adapter):
     given = pixels(backbone)
     before = features(backbone, given)
     attach(backbone, adapter)
-    torch.testing.assert_close(features(backbone, given), before, rtol=0, atol=1e-12)
+    after = features(backbone, given)
+    assert torch.allclose(after, before, rtol=0, atol=1e-12) == adapter.identity
+
+
+def test_the_layout_of_tokens_survives(backbone, adapter):
+    given = pixels(backbone)
+    before = backbone(given, depths=(0, -1))
+    attach(backbone, adapter)
+    disturb(backbone)
+    for ours, plain in zip(backbone(given, depths=(0, -1)), before, strict=True):
+        assert (ours.grid, ours.prefix, ours.data.shape) == (plain.grid, plain.prefix, plain.data.shape)
+
+
+def test_checkpointed_blocks_give_the_same_gradients(adapter):
+    torch.manual_seed(0)
+    backbone = registers_vit().double().train()
+    attach(backbone, adapter)
+    disturb(backbone)
+    found = []
+    for backbone.checkpoint_blocks in (False, True):
+        backbone.zero_grad()
+        features(backbone, pixels(backbone)).square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.requires_grad})
+    for name, plain in found[0].items():
+        torch.testing.assert_close(found[1][name], plain, rtol=1e-9, atol=1e-12)
 
 
 def test_exactly_the_adapter_trains_and_all_of_it_learns(backbone, adapter):

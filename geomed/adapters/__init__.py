@@ -10,7 +10,6 @@ from geomed.adapters.adapter import (
     detach,
     freeze_base,
     innermost,
-    matches,
     merge,
 )
 from geomed.adapters.adaptformer import AdaptFormer
@@ -34,6 +33,5 @@ __all__ = [
     "detach",
     "freeze_base",
     "innermost",
-    "matches",
     "merge",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+    from geomed.adapters.place import Place
 
 
 class Adapted(nn.Module, ABC):
@@ -41,17 +42,20 @@ class Adapted(nn.Module, ABC):
 class Adapter(ABC):
     """Says which modules to wrap, and in what. Implementations are frozen keyword-only dataclasses."""
 
-    @abstractmethod
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
-        """Wrap this module, or leave it.
+    paper: ClassVar[str] = ""
+    """Where the method was published."""
 
-        Args:
-            module: what stands at this place now; `innermost` gives the plain module in it.
-            path: its place in ``root``, as if nothing were attached, such as ``temporal.blocks.0.attention.attn.qkv``.
-            root: the whole network.
+    @property
+    def identity(self) -> bool:
+        """Whether the network's outputs are unchanged until the adapter has been trained."""
+        return True
+
+    @abstractmethod
+    def wrap(self, place: Place) -> Adapted | None:
+        """Wrap the module at this place, or leave it.
 
         Raises:
-            ValueError: the place matches, but this method is not defined on such a module.
+            ValueError: the place is named, but this method is not defined on such a module.
         """
 
 
@@ -62,18 +66,20 @@ def innermost(module: nn.Module) -> nn.Module:
     return module
 
 
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether the path, or its end after a dot, matches one of the shell-style patterns."""
-    return any(fnmatch(path, pattern) or fnmatch(path, f"*.{pattern}") for pattern in patterns)
+def running(module: nn.Module) -> nn.Module:
+    """The module inside any adapters around it that still runs: not always the plain one, see `Adapted.live`."""
+    while isinstance(module, Adapted):
+        module = module.live()[1]
+    return module
 
 
 def attach(root: nn.Module, adapter: Adapter) -> None:
     """Freeze the network and let the adapter wrap what it names. Adapters attached before keep training.
 
     Raises:
-        ValueError: nothing matched; the network is as it was.
+        ValueError: nothing matched, or the adapter is not defined on what did; the network is as it was.
     """
-    found = list(_places(root, adapter))
+    found = list(_wrapped(root, adapter))
     if not found:
         names = sorted({path.rsplit(".", 1)[-1] for path, _ in root.named_modules() if path})
         raise ValueError(f"{adapter} matches no module of {type(root).__name__}; its modules end in {', '.join(names)}")
@@ -82,21 +88,21 @@ def attach(root: nn.Module, adapter: Adapter) -> None:
     freeze_base(root)
 
 
-def _places(root: nn.Module, adapter: Adapter) -> Iterator[tuple[nn.Module, str, Adapted]]:
+def _wrapped(root: nn.Module, adapter: Adapter) -> Iterator[tuple[nn.Module, str, Adapted]]:
     """(parent, child name, wrapper) for each place that the adapter wants; what it wraps is not searched further."""
+    from geomed.adapters.place import Place  # late: a place is told in terms of this module
+
+    shared: dict[str, nn.Module] = {}
     pending: list[tuple[nn.Module, str]] = [(root, "")]
     while pending:
         parent, path = pending.pop(0)
         for name, child in parent.named_children():
             place = f"{path}.{name}".lstrip(".")
-            adapted = adapter.wrap(child, place, root)
+            adapted = adapter.wrap(Place(module=child, path=place, root=root, shared=shared))
             if adapted is not None:
                 yield parent, name, adapted
-                continue
-            inner = child
-            while isinstance(inner, Adapted):
-                inner = inner.live()[1]
-            pending.append((inner, place))
+            else:
+                pending.append((running(child), place))
 
 
 def freeze_base(root: nn.Module) -> None:
@@ -149,14 +155,26 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 def adapter_state(root: nn.Module) -> dict[str, Tensor]:
-    """The tensors that belong to adapters, by their names in ``root.state_dict()``."""
-    return {name: value for name, value in root.state_dict().items() if _plain_name(root, name) is None}
+    """The tensors that belong to adapters, by their names in ``root.state_dict()``; what several share, once."""
+    first = _first_names(root)
+    return {
+        name: value
+        for name, value in root.state_dict().items()
+        if first.get(name, name) == name and _plain_name(root, name) is None
+    }
 
 
 def base_state(root: nn.Module) -> dict[str, Tensor]:
     """The tensors of the network itself, by the names that they have where nothing is attached."""
     named = ((_plain_name(root, name), value) for name, value in root.state_dict().items())
     return {name: value for name, value in named if name is not None}
+
+
+def _first_names(root: nn.Module) -> dict[str, str]:
+    """Each parameter's and buffer's name → the first of the names that this very tensor has."""
+    first: dict[int, str] = {}
+    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(value), name) for name, value in named}
 
 
 def _plain_name(root: nn.Module, name: str) -> str | None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from torch import Tensor, nn
 
-from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.adapters.adapter import Adapted, Adapter, innermost
 from geomed.backbones.block import MlpBranch
 from geomed.tokens import Tokens  # noqa: TC001  (likewise)
+
+if TYPE_CHECKING:
+    from geomed.adapters.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,8 @@ class AdaptFormer(Adapter):
 
     Chen et al., NeurIPS 2022, equation 3; U and c start at zero.
     """
+
+    paper: ClassVar[str] = "Chen et al., NeurIPS 2022"
 
     bottleneck: int = 64
     """Width between D and U."""
@@ -38,13 +44,13 @@ class AdaptFormer(Adapter):
         if self.bottleneck < 1:
             raise ValueError(f"bottleneck must be positive, not {self.bottleneck}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
+    def wrap(self, place: Place) -> Adapted | None:
         """Wrap an MLP branch."""
-        plain = innermost(module)
-        if not isinstance(plain, MlpBranch) or not matches(path, self.targets):
+        plain = place.plain
+        if not isinstance(plain, MlpBranch) or not place.matches(self.targets):
             return None
         weight = innermost(plain.mlp.get_submodule("fc1")).get_parameter("weight")
-        return ParallelMlp(module, self, weight, innermost(plain.norm))
+        return ParallelMlp(place.module, self, weight, innermost(plain.norm))
 
 
 class ParallelMlp(Adapted):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.adapters.adapter import Adapted, Adapter
 from geomed.backbones.dates import DayOfYear
+
+if TYPE_CHECKING:
+    from geomed.adapters.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +24,24 @@ class BitFit(Adapter):
     A module without a bias gets one: TSViT's qkv, for example, as in arXiv 2310.01825.
     """
 
+    paper: ClassVar[str] = "Ben Zaken, Ravfogel and Goldberg, ACL 2022"
+
     targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2", "attention.norm", "mlp.norm", "patch", "dates.day")
     """Which Linear, Conv2d, norm or DayOfYear modules: shell-style patterns of paths or of their ends."""
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
+    def wrap(self, place: Place) -> Adapted | None:
         """Wrap what has, or could have, a bias."""
-        if not matches(path, self.targets):
+        if not place.matches(self.targets):
             return None
-        plain = innermost(module)
+        plain = place.plain
         if isinstance(plain, nn.Linear):
-            return Shifted(module, plain.weight.new_zeros(plain.out_features))
+            return Shifted(place.module, plain.weight.new_zeros(plain.out_features))
         if isinstance(plain, nn.Conv2d):
-            return Shifted(module, plain.weight.new_zeros(plain.out_channels, 1, 1))
+            return Shifted(place.module, plain.weight.new_zeros(plain.out_channels, 1, 1))
         if isinstance(plain, DayOfYear):
-            return Shifted(module, plain.weight.new_zeros(plain.weight.shape[0]))
+            return Shifted(place.module, plain.weight.new_zeros(plain.weight.shape[0]))
         if isinstance(plain, nn.LayerNorm):
-            return Shifted(module, plain.weight.new_zeros(plain.normalized_shape))
+            return Shifted(place.module, plain.weight.new_zeros(plain.normalized_shape))
         return None
 
 

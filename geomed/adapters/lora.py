@@ -5,22 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from torch import Tensor, nn
 
-from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.adapters.adapter import Adapted, Adapter
 from geomed.backbones.dates import DayOfYear
 
 _SLICES = {"q": 0, "k": 1, "v": 2}
+
+if TYPE_CHECKING:
+    from geomed.adapters.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Adapter):
     """W + (alpha / rank) B A, with A drawn and B zero (Hu et al., ICLR 2022, section 4.1)."""
+
+    paper: ClassVar[str] = "Hu et al., ICLR 2022"
 
     rank: int = 8
     """Width of the update."""
@@ -41,28 +46,28 @@ class LoRA(Adapter):
         if set(self.parts) - set(_SLICES) or len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts must be of q, k, v, each once, not {self.parts}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
+    def wrap(self, place: Place) -> Adapted | None:
         """Wrap a Linear, a Conv2d or a table of dates.
 
         Raises:
             ValueError: the rank is above the width of the weight.
         """
-        if not matches(path, self.targets):
+        if not place.matches(self.targets):
             return None
-        plain = innermost(module)
+        plain = place.plain
         if isinstance(plain, DayOfYear):
-            self._check(path, *plain.weight.shape)
-            return LowRankTable(module, self, plain)
+            self._check(place.path, *plain.weight.shape)
+            return LowRankTable(place.module, self, plain)
         if isinstance(plain, nn.Conv2d) and plain.groups == 1:
-            self._check(path, plain.out_channels, plain.weight[0].numel())
-            return LowRankConv2d(module, self, plain)
+            self._check(place.path, plain.out_channels, plain.weight[0].numel())
+            return LowRankConv2d(place.module, self, plain)
         if not isinstance(plain, nn.Linear):
             return None
-        if self.parts and path.rsplit(".", 1)[-1] == "qkv":
-            self._check(path, plain.out_features // 3, plain.in_features)
-            return LowRankSlices(module, self, plain)
-        self._check(path, plain.out_features, plain.in_features)
-        return LowRankLinear(module, self, plain)
+        if self.parts and place.path.rsplit(".", 1)[-1] == "qkv":
+            self._check(place.path, plain.out_features // 3, plain.in_features)
+            return LowRankSlices(place.module, self, plain)
+        self._check(place.path, plain.out_features, plain.in_features)
+        return LowRankLinear(place.module, self, plain)
 
     def _check(self, path: str, rows: int, columns: int) -> None:
         if self.rank > min(rows, columns):

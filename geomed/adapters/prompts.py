@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,8 +11,11 @@ from jaxtyping import Bool, Float  # noqa: TC002  (annotations are evaluated by 
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.adapters.adapter import Adapted, Adapter, innermost
 from geomed.backbones.block import Attention
+
+if TYPE_CHECKING:
+    from geomed.adapters.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Prompts(Adapter):
     trained network before they have learned anything. Here tokens attend to prompts apart and the answer is added,
     from zero (Zhang et al., "LLaMA-Adapter", ICLR 2024, section 3.2): the network starts unchanged.
     """
+
+    paper: ClassVar[str] = "after Jia et al., ECCV 2022, and Zhang et al., ICLR 2024"
 
     count: int = 8
     """Prompts in each block."""
@@ -42,23 +47,23 @@ class Prompts(Adapter):
         if self.count < 1:
             raise ValueError(f"count must be positive, not {self.count}")
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
+    def wrap(self, place: Place) -> Adapted | None:
         """Wrap an attention module.
 
         Raises:
             ValueError: it has prompts already, or computes something that prompts are not defined on here.
         """
-        plain = innermost(module)
-        if not isinstance(plain, (Attention, vision_transformer.Attention)) or not matches(path, self.targets):
+        plain = place.plain
+        if not isinstance(plain, (Attention, vision_transformer.Attention)) or not place.matches(self.targets):
             return None
-        if not self.deep and "blocks.0." not in path:
+        if not self.deep and "blocks.0." not in place.path:
             return None
-        if module is not plain:
-            raise ValueError(f"{path}: this attention is adapted already; give all prompts in one Prompts")
+        if place.module is not plain:
+            raise ValueError(f"{place.path}: this attention is adapted already; give all prompts in one Prompts")
         if isinstance(plain, vision_transformer.Attention) and (
             plain.gate is not None or not isinstance(plain.norm, nn.Identity)
         ):
-            raise ValueError(f"{path}: prompts are defined on plain attention, this one has a gate or a norm; use LoRA")
+            raise ValueError(f"{place.path}: prompts need plain attention, this one has a gate or a norm; use LoRA")
         return PromptedAttention(plain, self)
 
 

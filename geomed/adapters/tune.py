@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from geomed.adapters.adapter import Adapted, Adapter, innermost, matches
+from geomed.adapters.adapter import Adapted, Adapter
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from geomed.adapters.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Adapter):
     """Trains a copy of each module named, such as the class tokens or the last block."""
 
+    paper: ClassVar[str] = "–"
+
     targets: tuple[str, ...]
     """Which modules: shell-style patterns of paths or of their ends."""
 
-    def wrap(self, module: nn.Module, path: str, root: nn.Module) -> Adapted | None:
+    def wrap(self, place: Place) -> Adapted | None:
         """Wrap what the patterns name, if it has weights."""
-        if not matches(path, self.targets) or not any(True for _ in innermost(module).parameters()):
+        if not place.matches(self.targets) or not any(True for _ in place.plain.parameters()):
             return None
-        return Tuned(module)
+        return Tuned(place.module)
 
 
 class Tuned(Adapted):

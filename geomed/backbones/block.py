@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +25,8 @@ def recomputing(cheap: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Iter
     It is worth it where x is kept anyway and ``cheap`` is cheap. (The first call of `torch.utils.checkpoint` imports
     the compiler: 150 MiB and more than a second.)
     """
-    if torch.compiler.is_compiling() or not y.requires_grad:  # the compiler decides by itself what to keep
-        yield
+    if torch.compiler.is_compiling() or not y.requires_grad or _kept_nowhere.get():
+        yield  # the compiler, or `recomputed`, decides by itself what to keep
         return
     place = y.untyped_storage().data_ptr()
 
@@ -39,6 +40,25 @@ def recomputing(cheap: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Iter
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+_kept_nowhere: ContextVar[bool] = ContextVar("_kept_nowhere", default=False)
+
+
+def recomputed(block: nn.Module, tokens: Tokens) -> Tokens:
+    """A block of which nothing is kept for the backward pass but its input (gradient checkpointing)."""
+    from torch.utils.checkpoint import checkpoint  # late: it imports the compiler
+
+    def run(data: Tensor) -> Tokens:
+        if torch.compiler.is_compiling():
+            return block(tokens.replace(data))
+        before = _kept_nowhere.set(True)
+        try:
+            return block(tokens.replace(data))
+        finally:
+            _kept_nowhere.reset(before)
+
+    return checkpoint(run, tokens.data, use_reentrant=False)
 
 
 class Attention(nn.Module):
@@ -121,9 +141,10 @@ class MlpBranch(nn.Module):
 class Block(nn.Module):
     """x + attention(x), then x + mlp(x)."""
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module) -> None:
-        """Two branches."""
+    def __init__(self, attention: nn.Module, mlp: nn.Module, *, axes: int = 2) -> None:
+        """Two branches, and the axes of the grid that they read: 2 for places, 1 for dates."""
         super().__init__()
+        self.axes = axes
         self.attention = attention
         self.mlp = mlp
 
@@ -143,9 +164,25 @@ class Block(nn.Module):
         return tokens.replace(data + self.mlp(tokens))
 
 
-def plain_block(dim: int, *, heads: int, head_dim: int, hidden: int) -> Block:
+class WholeBlock(nn.Module):
+    """A block that is not made of two pre-norm branches, run as it is."""
+
+    axes = 2
+
+    def __init__(self, block: nn.Module) -> None:
+        """Any module [B, N, D] → [B, N, D]."""
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens → tokens."""
+        return tokens.replace(self.block(tokens.data))
+
+
+def plain_block(dim: int, *, heads: int, head_dim: int, hidden: int, axes: int = 2) -> Block:
     """A block without LayerScale or drop path, its weights drawn as PyTorch draws a Linear's."""
     return Block(
         AttentionBranch(nn.LayerNorm(dim), Attention(dim, heads=heads, head_dim=head_dim), nn.Identity()),
         MlpBranch(nn.LayerNorm(dim), Mlp(dim, hidden), nn.Identity()),
+        axes=axes,
     )

@@ -63,11 +63,11 @@ class Learned(nn.Module):
 class Encoder(nn.Module):
     """Blocks and the norm after them."""
 
-    def __init__(self, size: TSViTSize, depth: int) -> None:
-        """``depth`` blocks."""
+    def __init__(self, size: TSViTSize, depth: int, *, axes: int) -> None:
+        """``depth`` blocks over a grid of so many axes."""
         super().__init__()
         self.blocks = nn.ModuleList(
-            plain_block(size.dim, heads=size.heads, head_dim=size.head_dim, hidden=size.mlp_ratio * size.dim)
+            plain_block(size.dim, heads=size.heads, head_dim=size.head_dim, hidden=size.mlp_ratio * size.dim, axes=axes)
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(size.dim)
@@ -124,10 +124,10 @@ class TSViT(Backbone):
         self.patch = nn.Linear(patch * patch * len(inputs.bands), size.dim)
         self.dates = DateCode(size.dim, years=years)
         self.class_tokens = Learned(1, num_classes, size.dim)
-        self.temporal = Encoder(size, size.temporal_depth)
+        self.temporal = Encoder(size, size.temporal_depth, axes=1)
         self.space_token = Learned(1, 1, size.dim) if space_token else None
         self.position = Learned(1, (image_size // patch) ** 2, size.dim)
-        self.spatial = Encoder(size, size.spatial_depth)
+        self.spatial = Encoder(size, size.spatial_depth, axes=2)
         self.attend_padding = attend_padding
         self._learned_grid = (image_size // patch, image_size // patch)
 

@@ -10,7 +10,7 @@ from geomed.adapters.prompts import Prompts
 from geomed.adapters.tune import Tune
 from geomed.backbones.inputs import Inputs
 from geomed.backbones.tsvit import TSViT, TSViTSize
-from geomed.backbones.vit import ViT
+from geomed.backbones.vit import ViT, ViTSize
 from geomed.data.area import Area, Labels, Legend, Masks, Reflectance
 from geomed.data.datamodule import DataModule
 from geomed.data.pastis import Pastis
@@ -63,6 +63,7 @@ __all__ = [
     "Tokens",
     "Tune",
     "ViT",
+    "ViTSize",
     "adapter_state",
     "attach",
     "detach",

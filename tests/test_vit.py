@@ -5,7 +5,7 @@ import timm
 import torch
 
 from geomed.backbones.inputs import Inputs
-from geomed.backbones.vit import ViT
+from geomed.backbones.vit import ViT, ViTSize
 from geomed.heads.linear import Linear
 from geomed.pixels import Pixels
 
@@ -66,6 +66,13 @@ def test_bands_start_from_the_colour_filters():
         torch.testing.assert_close(weight[:, band], expected * 3 / 5)
 
 
+def test_a_size_of_ones_own():
+    size = ViTSize(dim=24, depth=3, heads=4, patch=4, norm_eps=1e-5)
+    ours = ViT("vit_tiny_patch16_224", inputs=rgb(), image_size=32, size=size)
+    assert (ours.spec.dim, ours.spec.patch, len(ours.blocks), ours.norm.eps) == (24, 4, 3, 1e-5)
+    assert ours(Pixels(values=torch.rand(1, 3, 16, 24)))[0].grid == (4, 6)
+
+
 def test_weights_come_from_a_file(tmp_path):
     torch.manual_seed(1)
     saved = timm.create_model("test_vit", num_classes=0)
@@ -84,6 +91,7 @@ def test_weights_come_from_a_file(tmp_path):
             lambda: both("test_vit")[0](Pixels(values=torch.zeros(1, 2, 3, 32, 32), days=torch.zeros(1, 2).long())),
             "a ViT reads single images",
         ),
+        (lambda: ViTSize(dim=10, depth=1, heads=3, patch=2), "heads must divide dim"),
         (lambda: Linear(both("test_vit")[0].spec, 0), "num_classes must be positive"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -19,6 +21,37 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from geomed.pixels import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSize:
+    """Widths and depths other than the model's own, for weights of one's own making."""
+
+    dim: int
+    """Width of a token."""
+
+    depth: int
+    """Blocks."""
+
+    heads: int
+    """Attention heads."""
+
+    patch: int
+    """Side of a patch in pixels."""
+
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLPs over ``dim``."""
+
+    norm_eps: float = 1e-6
+    """What the norms add to the variance."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        if min(self.dim, self.depth, self.heads, self.patch) < 1 or self.dim % self.heads:
+            raise ValueError(
+                "dim, depth, heads and patch must be positive and heads must divide dim, "
+                f"not {self.dim}, {self.depth}, {self.heads} and {self.patch}"
+            )
 
 
 class ViT(Backbone):
@@ -38,6 +71,7 @@ class ViT(Backbone):
         image_size: int | tuple[int, int] | None = None,
         drop_path: float = 0.0,
         checkpoint_blocks: bool = False,
+        size: ViTSize | None = None,
     ) -> None:
         """Build it, with random weights unless told otherwise.
 
@@ -53,6 +87,7 @@ class ViT(Backbone):
             drop_path: stochastic depth.
             checkpoint_blocks: in training, keep only what passes between blocks and compute each again for its
                 gradients: about a third more time for a fraction of the memory.
+            size: widths and depths to build ``name`` with in place of its own.
 
         Raises:
             ValueError: timm has no such model, or it is no VisionTransformer.
@@ -61,7 +96,11 @@ class ViT(Backbone):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:5]) or "none alike"
             raise ValueError(f"timm has no model {name!r} (alike: {near}); see timm.list_models('vit*')")
-        options = {} if image_size is None else {"img_size": image_size}
+        options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        if size is not None:
+            options |= {"embed_dim": size.dim, "depth": size.depth, "num_heads": size.heads}
+            options |= {"patch_size": size.patch, "mlp_ratio": size.mlp_ratio}
+            options["norm_layer"] = partial(nn.LayerNorm, eps=size.norm_eps)
         try:
             model = timm.create_model(
                 name,

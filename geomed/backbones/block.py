@@ -84,14 +84,14 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear; the GELU is computed again in the backward pass instead of kept."""
+    """Linear, activation, Linear; the activation is computed again in the backward pass instead of kept."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
-        """Width and hidden width."""
+    def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
+        """``act`` works number by number."""
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = fc1
+        self.act = act
+        self.fc2 = fc2
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Token by token."""
@@ -181,8 +181,10 @@ class WholeBlock(nn.Module):
 
 def plain_block(dim: int, *, heads: int, head_dim: int, hidden: int, axes: int = 2) -> Block:
     """A block without LayerScale or drop path, its weights drawn as PyTorch draws a Linear's."""
+    attention = Attention(dim, heads=heads, head_dim=head_dim)
+    mlp = Mlp(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
     return Block(
-        AttentionBranch(nn.LayerNorm(dim), Attention(dim, heads=heads, head_dim=head_dim), nn.Identity()),
-        MlpBranch(nn.LayerNorm(dim), Mlp(dim, hidden), nn.Identity()),
+        AttentionBranch(nn.LayerNorm(dim), attention, nn.Identity()),
+        MlpBranch(nn.LayerNorm(dim), mlp, nn.Identity()),
         axes=axes,
     )

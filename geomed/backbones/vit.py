@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm import layers as timm_layers
 from timm.layers import PatchEmbed
 from timm.models import vision_transformer
 from torch import nn
 
 from geomed.backbones.backbone import Backbone, block_numbers, pad_to_patches
-from geomed.backbones.block import AttentionBranch, Block, MlpBranch, WholeBlock, recomputed
+from geomed.backbones.block import AttentionBranch, Block, Mlp, MlpBranch, WholeBlock, recomputed
 from geomed.backbones.inputs import Inputs  # noqa: TC001  (jsonargparse reads the annotations)
 from geomed.tokens import Tokens, TokenSpec
 
@@ -166,8 +167,20 @@ def _tokens_block(block: nn.Module) -> nn.Module:
     part = block.get_submodule
     return Block(
         AttentionBranch(part("norm1"), part("attn"), _chain(part("ls1"), part("drop_path1"))),
-        MlpBranch(part("norm2"), part("mlp"), _chain(part("ls2"), part("drop_path2"))),
+        MlpBranch(part("norm2"), _frugal(part("mlp")), _chain(part("ls2"), part("drop_path2"))),
     )
+
+
+def _frugal(mlp: nn.Module) -> nn.Module:
+    """A plain MLP of timm's as ours, which computes its GELU again instead of keeping it; any other as it is."""
+    part = mlp.get_submodule
+    if (
+        type(mlp) is not timm_layers.Mlp
+        or not isinstance(part("norm"), nn.Identity)
+        or any(isinstance(module, nn.Dropout) and module.p for module in mlp.modules())
+    ):
+        return mlp
+    return Mlp(part("fc1"), part("act"), part("fc2"))
 
 
 def _chain(*modules: nn.Module) -> nn.Module:

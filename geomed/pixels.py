@@ -22,8 +22,9 @@ class Pixels:
     days: Int[Tensor, "b t"] | None = None
     """Acquisition dates of a series, whole days since 1970-01-01."""
 
-    valid: Bool[Tensor, "b t"] | Bool[Tensor, "b t h w"] | None = None
-    """Where there is an observation: False for padded dates, clouds and nodata. None means everywhere."""
+    valid: Bool[Tensor, "b t"] | Bool[Tensor, "b t h w"] | Bool[Tensor, "b h w"] | None = None
+    """Where there is an observation: False for padded dates, clouds and nodata; of single images [B, H, W]. None means
+    everywhere."""
 
     def __post_init__(self) -> None:
         """Refuse dates or masks that do not belong to the values."""
@@ -41,9 +42,13 @@ class Pixels:
         if self.days is not None and self.days.is_floating_point():
             raise ValueError(f"days must be whole numbers, not {self.days.dtype}; use days.long()")
         if self.valid is not None:
-            full = (*lead, *self.values.shape[-2:])
-            if tuple(self.valid.shape) not in {lead, full} or not series:
-                raise ValueError(f"valid must be {lead} or {full}, not {tuple(self.valid.shape)}; mask dates or pixels")
+            size = tuple(self.values.shape[-2:])
+            allowed = [lead, (*lead, *size)] if series else [(lead[0], *size)]
+            if tuple(self.valid.shape) not in allowed:
+                raise ValueError(
+                    f"valid must be {' or '.join(map(str, allowed))}, not {tuple(self.valid.shape)}; "
+                    f"mask {'dates or ' if series else ''}pixels"
+                )
             if self.valid.dtype != torch.bool:
                 raise ValueError(f"valid must be boolean, not {self.valid.dtype}; use valid.bool()")
 

@@ -104,3 +104,36 @@ def write_pastis(root, *, folds=(1, 2, 3, 4, 5), dates=(20180924, 20181019, 2019
         json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
     )
     return root
+
+
+def write_scene(folder, *, grid=GRID, bands=BANDS, each=False, values=None):
+    """One date in one file of all bands, or, with ``each``, in a file for each; numbers as ``numbers`` gives them."""
+    values = numbers(0, grid.shape.yx, len(bands)) if values is None else values
+    if not each:
+        return write_raster(folder / "scene.tif", values, grid, bands=bands)
+    for band, plane in zip(bands, values, strict=True):
+        write_raster(folder / f"scene_{band}.tif", plane[None], grid)
+    return folder / "scene_{band}.tif"
+
+
+def write_terramesh_tiles(root):
+    """The layout of the TerraMesh tiles: 13 and 12 bands without names, another UTM zone each, LULC codes."""
+    corners = {"282D_485L_3_3": (790_236, 7_198_039, 32722), "38D_378R_2_3": (617_301, 9_625_098, 32736)}
+    for number, (tile, (east, north, zone)) in enumerate(corners.items()):
+        grid = GeoBox((40, 48), Affine(10, 0, east, 0, -10, north), f"EPSG:{zone}")
+        write_raster(root / tile / "S2L1C.tif", (numbers(0, bands=13) + 1000 * (1 - number)).astype(np.int16), grid)
+        write_raster(root / tile / "S2L2A.tif", numbers(0, bands=12).astype(np.int16), grid)
+        write_raster(root / tile / "LULC.tif", halves(codes=((1, 9), (4, 9))[number]).astype(np.uint8), grid)
+    return root
+
+
+def write_rachel_carson(root):
+    """The layout of the Rachel Carson scene: eight 8-bit files in degrees, polygons in metres of UTM."""
+    grid = GeoBox((60, 70), Affine(9e-5, 0, -76.6, 0, -7.4e-5, 34.7), "EPSG:4326")
+    values = (numbers(0, (60, 70), 8) % 251).astype(np.uint8)
+    for number, plane in enumerate(values, start=1):
+        write_raster(root / f"2018-10-13_S2B_L1C_B{number:02d}.tif", plane[None], grid)
+    boxes = [(row, column, 6, 6) for row in (2, 12, 22, 32, 42, 52) for column in (2, 14, 26, 38, 50, 62)]
+    codes = ["Sand", "WetSand", "Herbaceous"] * 12
+    write_polygons(root / "landcover_polygons.gpkg", boxes, codes, grid=grid, crs="EPSG:32618", column="Classname")
+    return root

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -143,3 +145,24 @@ def test_one_pixel_between_is_not_enough_for_a_wider_gap():
     refuse_touching(shares, PLACES, gap=1)
     with pytest.raises(ValueError, match="are 1 pixels apart, at least 2 are needed"):
         refuse_touching(shares, PLACES, gap=2)
+
+
+def test_areas_on_two_continents_are_two_places():
+    kenya = Place(name="k", year=2020, grid=GeoBox((64, 64), Affine(10, 0, 617_000, 0, -10, 9_625_000), "EPSG:32736"))
+    brazil = Place(name="b", year=2020, grid=GeoBox((64, 64), Affine(10, 0, 790_000, 0, -10, 7_198_000), "EPSG:32722"))
+    assert divide(ByArea(train=("k",), test=("b",)), (kenya, brazil))["test"]
+    assert divide(ByArea(train=("b",), test=("k",)), (kenya, brazil))["test"]
+    globe = Place(name="g", year=2020, grid=GeoBox((180, 360), Affine(1, 0, -180, 0, -1, 90), "EPSG:4326"))
+    for names in (("g", "b"), ("b", "g")):
+        with pytest.raises(ValueError, match="share ground in 2020"):
+            divide(ByArea(train=names[:1], test=names[1:]), (globe, brazil))
+
+
+def test_a_whole_scene_in_small_blocks_is_checked_in_a_moment():
+    split = ByBlocks(size=24, buffer=2)
+    scene = place("scene", shape=(2400, 2400))
+    division = divide(split, (scene,))
+    assert sum(len(share.blocks) for part in ("train", "val", "test") for share in division[part]) == 10_000
+    close = replace(division["test"][0], blocks=(*division["test"][0].blocks, Window(0, 0, 3, 3)))
+    with pytest.raises(ValueError, match="test touch in area scene"):
+        refuse_touching({**division, "test": (close,)}, (scene,), gap=2)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from affine import Affine
 from rasterio.features import rasterize, shapes
-from shapely import STRtree
-from shapely.geometry import Polygon, shape
+from shapely import STRtree, polygons
+from shapely.geometry import shape
 
 from geomed.data.area import code_text
 from geomed.io.footprint import corners
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-    from geomed.data.area import Area, Labels, Legend
+    from geomed.data.area import Labels, Legend
 
 _log = logging.getLogger(__name__)
 _RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
@@ -56,7 +56,7 @@ class Fields:
 
     def near(self, grid: GeoBox, window: Window) -> NDArray[np.int64]:
         """Indices of the fields whose bounding box meets a window, ascending."""
-        return np.sort(self.tree.query(Polygon(corners(grid, window))))
+        return np.sort(self.tree.query(polygons(corners(grid, window))))
 
     def ids(self, grid: GeoBox, window: Window, *, among: frozenset[int] | None = None) -> NDArray[np.int32]:
         """Index of the field that covers the centre of each pixel, -1 where none; the last one where several do.
@@ -174,18 +174,18 @@ class PolygonTruth(Truth):
         return self.polygons
 
 
-def open_truth(area: Area, legend: Legend, grid: GeoBox) -> Truth | None:
+def open_truth(labels: Labels | None, legend: Legend, grid: GeoBox, owner: str) -> Truth | None:
     """The truth of an area, or None where it has no labels.
 
     Args:
-        area: where the labels are.
+        labels: where they are.
         legend: the source's legend; it gives the class indices.
         grid: the grid of the images.
+        owner: whose labels they are, as ``area north``.
 
     Raises:
         ValueError: the file does not fit: missing, another coordinate system, no such band, column or code.
     """
-    labels = area.labels
     if labels is None:
         return None
     own = legend if labels.legend is None else labels.legend
@@ -198,7 +198,7 @@ def open_truth(area: Area, legend: Legend, grid: GeoBox) -> Truth | None:
     table = own.table(legend.names)
     path = Path(labels.path)
     if not path.is_file():
-        raise ValueError(f"area {area.name}: there is no label file {path}; correct the path")
+        raise ValueError(f"{owner}: there is no label file {path}; correct the path")
     if path.suffix.lower() in _RASTERS:
         return _open_raster(path, labels, table, grid)
     return _open_polygons(path, labels, table, grid)

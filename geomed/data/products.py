@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomed.bands import band_indices, band_name
+from geomed.data.headers import agency_name, band_texts, positions, refuse_other_grid, refuse_other_units
 from geomed.io.dates import date_in, date_table, days_since_epoch, iso_date
 from geomed.io.geotiff import GeoTiff
 
@@ -81,7 +81,12 @@ def find_products(area: Area, bands: Sequence[str]) -> tuple[Product, ...]:
         )
     first = found[0].raster
     for product in found:
-        _check_grid(product.raster, first)
+        refuse_other_grid(
+            product.raster,
+            first,
+            what="the images of an area",
+            way_out="bring them to one grid (gdalwarp) or make two areas of them",
+        )
         _check_units(product, area)
         for mask in product.files()[1:]:
             if mask.grid.crs != first.grid.crs:
@@ -116,7 +121,7 @@ def _from_folder(area: Area, folder: Path, bands: Sequence[str]) -> Iterator[Pro
         yield Product(
             day=days_since_epoch(dates[path]),
             raster=raster,
-            bands=_positions(bands, names, raster),
+            bands=positions(bands, names, raster),
             scl=_mask(area.masks.scl, raster, names),
             bad=_mask(area.masks.bad, raster, names),
         )
@@ -133,7 +138,7 @@ def _from_stack(area: Area, raster: GeoTiff, bands: Sequence[str]) -> Iterator[P
         yield Product(
             day=days_since_epoch(date),
             raster=raster,
-            bands=_positions(bands, names, raster, f" on {date}"),
+            bands=positions(bands, names, raster, f" on {date}"),
             scl=_stack_mask(area.masks.scl, raster, names, number, dates),
             bad=_stack_mask(area.masks.bad, raster, names, number, dates),
         )
@@ -160,12 +165,12 @@ def _stack_table(raster: GeoTiff, table: Path) -> list[tuple[dt.date, str]]:
             f"{table}: the column index must count the {len(raster.bands)} bands of {raster.path.name} from 1; "
             "correct it"
         )
-    return [(iso_date(row["date"], where=str(table)), _agency_name(row["band"])) for row in rows]
+    return [(iso_date(row["date"], where=str(table)), agency_name(row["band"])) for row in rows]
 
 
 def _stack_descriptions(area: Area, raster: GeoTiff) -> list[tuple[dt.date, str]]:
     layers = []
-    for number, text in enumerate(_descriptions(area, raster), start=1):
+    for number, text in enumerate(band_texts(raster, area.band_names, f"area {area.name}"), start=1):
         where = f"{raster.path}, band {number}"
         words = re.split(r"[ _]+", text.strip())
         if len(words) != 2:
@@ -174,55 +179,19 @@ def _stack_descriptions(area: Area, raster: GeoTiff) -> list[tuple[dt.date, str]
                 f"describe the bands or list them in {raster.path.with_suffix('.csv').name} (index,date,band)"
             )
         dated = words if re.search(r"\d{4}", words[0]) else words[::-1]
-        layers.append((date_in(dated[0], where=where), _agency_name(dated[1])))
+        layers.append((date_in(dated[0], where=where), agency_name(dated[1])))
     return layers
 
 
-def _agency_name(name: str) -> str:
-    """B4 and red → B04; what is no Sentinel-2 band, as SCL, keeps its name."""
-    try:
-        return band_name(name)
-    except ValueError:
-        return name.strip()
-
-
-def _descriptions(area: Area, raster: GeoTiff) -> tuple[str, ...]:
-    """What the bands of a file are called, by the file or, if it says nothing, by the area."""
-    described = any(raster.bands)
-    if area.band_names is not None and described:
-        raise ValueError(
-            f"{raster.path}: the file describes its bands ({', '.join(raster.bands)}), which must not be overruled; "
-            f"leave band_names of area {area.name} out"
-        )
-    if area.band_names is None and not described:
-        raise ValueError(
-            f"{raster.path}: bands are read by name, and the file describes none of its {len(raster.bands)}; "
-            f"give area {area.name} band_names in the order of the file"
-        )
-    names = raster.bands if area.band_names is None else area.band_names
-    if len(names) != len(raster.bands):
-        raise ValueError(
-            f"{raster.path}: the file has {len(raster.bands)} bands and band_names of area {area.name} {len(names)}; "
-            "name each band once"
-        )
-    return names
-
-
 def _band_names(area: Area, raster: GeoTiff) -> list[str]:
-    return [_agency_name(name) for name in _descriptions(area, raster)]
-
-
-def _positions(bands: Sequence[str], names: Sequence[str], raster: GeoTiff, when: str = "") -> tuple[int, ...]:
-    named = [name for name in names if name]
-    band_indices(bands, named, where=f"{raster.path}{when}")  # refuses with the names that there are
-    return tuple(names.index(band) + 1 for band in bands)
+    return [agency_name(name) for name in band_texts(raster, area.band_names, f"area {area.name}")]
 
 
 def _mask(pattern: str | None, raster: GeoTiff, names: Sequence[str]) -> Layer | None:
     if pattern is None:
         return None
     if _STEM not in pattern:
-        return Layer(raster=raster, band=_positions([pattern], names, raster)[0])
+        return Layer(raster=raster, band=positions([pattern], names, raster)[0])
     return Layer(raster=_beside(pattern, raster), band=1)
 
 
@@ -256,34 +225,13 @@ def _beside(pattern: str, raster: GeoTiff) -> GeoTiff:
     return GeoTiff.open(path)
 
 
-def _check_grid(raster: GeoTiff, first: GeoTiff) -> None:
-    """One coordinate system, one resolution, one extent."""
-    if raster.grid.crs != first.grid.crs:
-        rule, here, there = "coordinate system", str(raster.grid.crs), str(first.grid.crs)
-    elif not raster.grid.affine.almost_equals(first.grid.affine, 1e-6 * abs(first.grid.affine.determinant) ** 0.5):
-        rule, here, there = "transform", str(raster.grid.affine.to_gdal()), str(first.grid.affine.to_gdal())
-    elif raster.grid.shape != first.grid.shape:
-        rule, here, there = "shape", str(raster.grid.shape.yx), str(first.grid.shape.yx)
-    else:
-        return
-    raise ValueError(
-        f"{raster.path}: the images of an area must have one {rule}: {here} against {there} of {first.path.name}; "
-        "bring them to one grid (gdalwarp) or make two areas of them"
-    )
-
-
 def _check_units(product: Product, area: Area) -> None:
     """What a file declares must be what the area says."""
     named = area.reflectance
     for band in product.bands:
-        declared = product.raster.scales[band - 1], product.raster.offsets[band - 1]
-        if declared == (1.0, 0.0):
-            continue
-        if abs(declared[0] - named.scale) > 1e-9 or abs(declared[1] - named.offset) > 1e-9:
-            raise ValueError(
-                f"{product.raster.path}: the file declares scale {declared[0]:g} and offset {declared[1]:g}, area "
-                f"{area.name} names scale {named.scale:g} and offset {named.offset:g}; correct the area's reflectance"
-            )
+        refuse_other_units(
+            product.raster, band, scale=named.scale, offset=named.offset, owner=f"reflectance of area {area.name}"
+        )
 
 
 def _season(area: Area) -> tuple[dt.date, dt.date]:

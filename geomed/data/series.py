@@ -10,6 +10,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geomed.data.products import Product, find_products, year_of
+from geomed.data.units import in_units, observed
 from geomed.io.dates import date_of_day
 from geomed.io.sampling import look_up
 from geomed.windows import Window
@@ -58,8 +59,11 @@ class Series:
     products: tuple[tuple[Product, ...], ...]
     """The products of each date."""
 
+    min_clear: float
+    """A date is left out of a window of which a smaller share than this is clear."""
+
     @classmethod
-    def open(cls, area: Area, bands: Sequence[str], resolution: float | None = None) -> Series:
+    def open(cls, area: Area, bands: Sequence[str], resolution: float | None = None, *, min_clear: float) -> Series:
         """Find the files of an area and read their heads.
 
         Args:
@@ -67,6 +71,7 @@ class Series:
             bands: the bands wanted, by name.
             resolution: pixel size of the grid in the unit of the coordinate system; None: that of the images. It
                 must be a whole multiple of theirs or a whole part of it; pixels that do not fill one are left out.
+            min_clear: share of a window that must be clear for a date to stay.
 
         Raises:
             ValueError: the files do not make a series, or the resolution does not fit them.
@@ -88,17 +93,21 @@ class Series:
             year=year_of(area, [date_of_day(product.day) for product in found]),
             days=days,
             products=tuple(tuple(p for p in found if p.day == day) for day in days),
+            min_clear=min_clear,
         )
+
+    @property
+    def name(self) -> str:
+        """The area's name."""
+        return self.area.name
 
     @property
     def merged(self) -> int:
         """How many days have several products."""
         return sum(len(products) > 1 for products in self.products)
 
-    def read(
-        self, window: Window, *, min_clear: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Values [T, C, H, W], days [T] and valid [T, H, W] of a window.
+    def read(self, window: Window) -> dict[str, NDArray[np.generic]]:
+        """``values`` [T, C, H, W], ``days`` [T] and ``valid`` [T, H, W] of a window.
 
         A date of which less than ``min_clear`` of the window is clear is left out; where that leaves none, the one
         that is clearest by its masks stays, even if nothing of it is valid.
@@ -113,26 +122,30 @@ class Series:
             hope = float(np.logical_or.reduce([good for good, _ in clear]).mean())
             if hope > most:
                 clearest, most = index, hope
-            if hope < min_clear:
+            if hope < self.min_clear:
                 continue
             values, valid = self._merge(index, window, clear)
-            if valid.mean() >= min_clear:
+            if valid.mean() >= self.min_clear:
                 kept.append((values, day, valid))
         if not kept:
             clear = [self._clear(product, window) for product in self.products[clearest]]
             values, valid = self._merge(clearest, window, clear)
             kept.append((values, self.days[clearest], valid))
         days = np.array([day for _, day, _ in kept], dtype=np.int64)
-        return np.stack([values for values, _, _ in kept]), days, np.stack([valid for _, _, valid in kept])
+        values, valid = np.stack([values for values, _, _ in kept]), np.stack([valid for _, _, valid in kept])
+        return {"values": values, "days": days, "valid": valid}
 
-    def ever_clear(self, window: Window, *, min_clear: float) -> bool:
+    def observed(self, window: Window) -> None:
+        """A label counts even where no date is clear."""
+
+    def usable(self, window: Window) -> bool:
         """Whether any date is clear enough in a window."""
         for index in range(len(self.days)):
             clear = [self._clear(product, window) for product in self.products[index]]
             hope = np.logical_or.reduce([good for good, _ in clear])
-            if hope.any() and hope.mean() >= min_clear:
+            if hope.any() and hope.mean() >= self.min_clear:
                 valid = self._merge(index, window, clear)[1]
-                if valid.any() and valid.mean() >= min_clear:
+                if valid.any() and valid.mean() >= self.min_clear:
                     return True
         return False
 
@@ -198,16 +211,12 @@ class Series:
         unit = self.area.reflectance
         native, crop = self._native(window)
         numbers = product.raster.read(native, product.bands)
-        there = np.isfinite(numbers).all(axis=0)
-        for nodata in (product.raster.nodata, unit.nodata):
-            if nodata is not None:
-                there &= (numbers != nodata).all(axis=0)
-        values = numbers.astype(np.float32) * np.float32(unit.scale) + np.float32(unit.offset)
-        values[:, ~there] = 0
+        there = observed(numbers, (product.raster.nodata, unit.nodata))
+        values = in_units(numbers, there, scale=unit.scale, offset=unit.offset)
         if self.coarser > 1:
             parts = (window.height, self.coarser, window.width, self.coarser)
             values = values.reshape(-1, *parts).mean(axis=(2, 4), dtype=np.float64).astype(np.float32)
-            return values, there.reshape(parts).all(axis=(1, 3))
+            return values, np.asarray(there.reshape(parts).all(axis=(1, 3)))
         if self.finer > 1:
             values = values.repeat(self.finer, axis=1).repeat(self.finer, axis=2)
             there = there.repeat(self.finer, axis=0).repeat(self.finer, axis=1)

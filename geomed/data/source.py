@@ -36,11 +36,12 @@ class Scene:
 class Source(ABC):
     """A data set; implementations are frozen keyword-only dataclasses.
 
-    A sample is a plain dict of tensors (T dates, C bands, H x W pixels):
+    A sample is a plain dict of tensors (T dates, C bands, H x W pixels); one of a single image has no T and no days:
 
-    - ``values`` float32 [T, C, H, W]: reflectance, 0 where not valid, never NaN
+    - ``values`` float32 [T, C, H, W] or [C, H, W]: reflectance, or the unit that the source names; 0 where not valid,
+      never NaN
     - ``days`` int64 [T]: whole days since 1970-01-01, ascending
-    - ``valid`` bool [T, H, W]: True where there is a clear observation
+    - ``valid`` bool [T, H, W] or [H, W]: True where there is a clear observation
     - ``labels`` int64 [H, W]: class index, ``IGNORE`` where unknown; absent where the area has no labels
     - ``scene`` int64 []: index into ``scenes()``
     - ``read``, ``keep`` int64 [4]: row, column, height, width in the scene's grid: the pixels of this sample, and those
@@ -84,7 +85,7 @@ def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
                 "the samples of a batch must hold the same things, here "
                 f"{', '.join(sorted(sample.keys() ^ keys))} is in some only; give every area labels or none"
             )
-    times = max(sample["values"].shape[0] for sample in samples)
+    times = max(len(sample["days"]) if "days" in sample else 0 for sample in samples)
     height = max(sample["values"].shape[-2] for sample in samples)
     width = max(sample["values"].shape[-1] for sample in samples)
     return {key: torch.stack([_padded(key, sample[key], times, height, width) for sample in samples]) for key in keys}
@@ -98,5 +99,7 @@ def _padded(key: str, tensor: Tensor, times: int, height: int, width: int) -> Te
     room = [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]]
     if key == "labels":
         return pad(tensor, room, value=IGNORE)
+    if not times:
+        return pad(tensor, room)
     channels = [0, 0] if key == "values" else []
     return pad(tensor, [*room, *channels, 0, times - tensor.shape[0]])

@@ -61,8 +61,16 @@ class Augment:
             raise ValueError(f"shift_days is a count of days from 0 to half a year, not {self.shift_days}; correct it")
 
     def draw(self, sample: dict[str, Tensor], generator: torch.Generator) -> Change:
-        """Draw the change of a sample; only its shape is looked at."""
-        times, _, height, width = sample["values"].shape
+        """Draw the change of a sample; only its shape is looked at.
+
+        Raises:
+            ValueError: dates are to be dropped or shifted, and the sample is a single image.
+        """
+        height, width = sample["values"].shape[-2:]
+        if "days" not in sample and (self.drop_dates or self.shift_days):
+            raise ValueError(
+                "drop_dates and shift_days change series, these samples are single images; leave both of augment out"
+            )
         flip = self.flip and bool(torch.rand((), generator=generator) < 0.5)
         turns = int(torch.randint(4, (), generator=generator)) if self.rotate else 0
         if height != width:
@@ -72,6 +80,7 @@ class Augment:
             days = int(torch.randint(-self.shift_days, self.shift_days + 1, (), generator=generator))
         if not self.drop_dates:
             return Change(flip=flip, turns=turns, days=days)
+        times = len(sample["days"])
         stay = torch.rand(times, generator=generator) >= self.drop_dates
         if not stay.any():
             stay[torch.randint(times, (), generator=generator)] = True

@@ -9,7 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shapely.geometry import Polygon
+import numpy as np
+from shapely import STRtree
+from shapely.geometry import Polygon, box
 
 from geomed.io.footprint import corners
 from geomed.windows import Window, cover
@@ -273,13 +275,13 @@ def refuse_touching(division: Mapping[str, Sequence[Share]], places: Sequence[Pl
         for a, b in itertools.product(division[one], division[other]):
             names = places[a.area].name, places[b.area].name
             if a.area == b.area:
-                for x, y in itertools.product(a.blocks, b.blocks):
-                    if (between := _between(x, y)) < gap:
-                        how = "overlap" if between < 0 else f"are {between} pixels apart, at least {gap} are needed"
-                        raise ValueError(
-                            f"{one} and {other} touch in area {names[0]}: {_named(x)} and {_named(y)} {how}; "
-                            "give the area to one part or split it by blocks"
-                        )
+                for x, y in _closer(a.blocks, b.blocks, gap):
+                    between = _between(x, y)
+                    how = "overlap" if between < 0 else f"are {between} pixels apart, at least {gap} are needed"
+                    raise ValueError(
+                        f"{one} and {other} touch in area {names[0]}: {_named(x)} and {_named(y)} {how}; "
+                        "give the area to one part or split it by blocks"
+                    )
             elif places[a.area].year == places[b.area].year and _meet(places, a, b):
                 raise ValueError(
                     f"{one} and {other} touch: areas {names[0]} and {names[1]} share ground in {places[a.area].year}; "
@@ -293,6 +295,19 @@ def _whole(places: Sequence[Place], names: Sequence[str]) -> tuple[Share, ...]:
     if missing:
         raise ValueError(f"no area is called {', '.join(missing)}, there are {', '.join(index)}; name one of these")
     return tuple(Share(area=index[name], blocks=(places[index[name]].whole,)) for name in dict.fromkeys(names))
+
+
+def _closer(first: Sequence[Window], second: Sequence[Window], gap: int) -> list[tuple[Window, Window]]:
+    """Pairs of rectangles with fewer unused pixels than ``gap`` between them; a scene may have tens of thousands."""
+    if not first or not second:
+        return []
+    near = STRtree([_square(b, 0) for b in second]).query([_square(a, gap - 0.5) for a in first])
+    return [(first[i], second[j]) for i, j in sorted(near.T.tolist())]
+
+
+def _square(window: Window, grown: float) -> Polygon:
+    bottom, right = window.row + window.height, window.column + window.width
+    return box(window.column - grown, window.row - grown, right + grown, bottom + grown)
 
 
 def _between(a: Window, b: Window) -> int:
@@ -309,22 +324,35 @@ def _named(window: Window) -> str:
 
 
 def _meet(places: Sequence[Place], a: Share, b: Share) -> bool:
-    """Whether blocks of two areas share ground or border on each other, as far as their grids can tell."""
+    """Whether blocks of two areas share ground or border on each other, as far as their grids can tell.
+
+    In two coordinate systems both are asked: another continent, or the globe, may not fit into one of them.
+    """
     first, second = places[a.area].grid, places[b.area].grid
     if (first.crs is None) != (second.crs is None) or (first.crs is None and first.affine.is_identity):
         return False  # pixels without a place in the world cannot be compared
-    if not _outline(first, places[a.area].whole, second).intersects(_outline(second, places[b.area].whole, second)):
+    return _meet_in(second, places, a, b) or (first.crs != second.crs and _meet_in(first, places, a, b))
+
+
+def _meet_in(target: GeoBox, places: Sequence[Place], a: Share, b: Share) -> bool:
+    first, second = places[a.area], places[b.area]
+    if not _outline(first.grid, first.whole, target).intersects(_outline(second.grid, second.whole, target)):
         return False
-    there = [_outline(second, block, second) for block in b.blocks]
-    return any(_outline(first, block, second).intersects(other) for block in a.blocks for other in there)
+    there = STRtree([_outline(second.grid, block, target) for block in b.blocks])
+    return any(len(there.query(_outline(first.grid, block, target), "intersects")) for block in a.blocks)
 
 
 def _outline(grid: GeoBox, window: Window, target: GeoBox) -> Polygon:
-    """Ground of a window in the coordinates of ``target``, grown by a millionth of a pixel so that borders meet."""
+    """Ground of a window in the coordinates of ``target``, grown by a millionth of a pixel so that borders meet.
+
+    Empty where the target's projection cannot show it.
+    """
     ground = Polygon(corners(grid, window))
     if grid.crs != target.crs:
         # straight edges bend in another projection, so they are followed in 16 steps
         steps = ground.segmentize(ground.length / 64).exterior.coords
         xs, ys = grid.crs.transformer_to_crs(target.crs)([x for x, _ in steps], [y for _, y in steps])
+        if not np.isfinite([xs, ys]).all():
+            return Polygon()
         ground = Polygon(zip(xs, ys, strict=True))
     return ground.buffer(1e-6 * abs(target.affine.determinant) ** 0.5)

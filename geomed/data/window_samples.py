@@ -1,4 +1,4 @@
-"""Windows of several series as a map-style data set."""
+"""Windows of several areas as a map-style data set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from geomed.pixels import IGNORE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from geomed.data.imagery import Imagery
     from geomed.data.labels import Fields, Truth
-    from geomed.data.series import Series
     from geomed.windows import Window
 
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Mapped:
     """One area with its images and its truth."""
 
-    series: Series
+    imagery: Imagery
     """The images."""
 
     truth: Truth | None
@@ -37,12 +37,17 @@ class Mapped:
     """The fields that count; None: all."""
 
     def labels(self, window: Window) -> NDArray[np.int64] | None:
-        """Class indices [H, W], IGNORE outside the fields that count."""
+        """Class indices [H, W], IGNORE outside the fields that count and where the images hold nothing."""
         if self.truth is None:
             return None
-        labels = self.truth.read(self.series.grid, window)
+        labels = self.truth.read(self.imagery.grid, window)
+        if not (labels != IGNORE).any():
+            return labels
         if self.fields is not None and self.among is not None:
-            labels[self.fields.ids(self.series.grid, window, among=self.among) < 0] = IGNORE
+            labels[self.fields.ids(self.imagery.grid, window, among=self.among) < 0] = IGNORE
+        observed = self.imagery.observed(window)
+        if observed is not None:
+            labels[~observed] = IGNORE
         return labels
 
 
@@ -63,23 +68,19 @@ class Spot:
     """Those of them whose labels count."""
 
 
-class SeriesWindows(Dataset[dict[str, Tensor]]):
+class WindowSamples(Dataset[dict[str, Tensor]]):
     """Samples as ``geomed.data.source.Source`` describes them; files are opened when they are read."""
 
-    def __init__(
-        self, areas: tuple[Mapped, ...], spots: tuple[Spot, ...], *, min_clear: float, with_labels: bool, summary: str
-    ) -> None:
+    def __init__(self, areas: tuple[Mapped, ...], spots: tuple[Spot, ...], *, with_labels: bool, summary: str) -> None:
         """Hold what to read.
 
         Args:
             areas: all areas of the source.
             spots: where the samples lie.
-            min_clear: share of a window that must be clear for a date to stay.
             with_labels: whether samples hold labels.
             summary: one line about this part.
         """
-        self.areas, self.spots, self.min_clear, self.with_labels = areas, spots, min_clear, with_labels
-        self.summary = summary
+        self.areas, self.spots, self.with_labels, self.summary = areas, spots, with_labels, summary
 
     def __len__(self) -> int:
         return len(self.spots)
@@ -92,15 +93,8 @@ class SeriesWindows(Dataset[dict[str, Tensor]]):
         """
         spot = self.spots[index]
         area = self.areas[spot.area]
-        values, days, valid = area.series.read(spot.read, min_clear=self.min_clear)
-        sample = {
-            "values": torch.from_numpy(values),
-            "days": torch.from_numpy(days),
-            "valid": torch.from_numpy(valid),
-            "scene": torch.tensor(spot.area),
-            "read": _numbers(spot.read),
-            "keep": _numbers(spot.keep),
-        }
+        sample = {name: torch.from_numpy(array) for name, array in area.imagery.read(spot.read).items()}
+        sample |= {"scene": torch.tensor(spot.area), "read": _numbers(spot.read), "keep": _numbers(spot.keep)}
         if self.with_labels and (labels := area.labels(spot.read)) is not None:
             counted = np.full_like(labels, IGNORE)
             rows, columns = spot.labelled.within(spot.read).slices

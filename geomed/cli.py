@@ -24,19 +24,22 @@ usage: geomed COMMAND [OPTIONS]
 Adapt large vision backbones to satellites and scans, with few labels and few trained parameters.
 
 commands:
-  demo       simulate two regions and two years, train on one, adapt to the other, write map and report
-  fit        train what a config describes
-  validate   score on the validation part
-  test       score on the test part, write metrics.json
-  predict    write georeferenced maps
+  demo         simulate two regions and two years, train on one, adapt to the other, write map and report
+  fit          train what a config describes
+  validate     score on the validation part
+  test         score on the test part, write metrics.json
+  predict      write georeferenced maps
+  sensitivity  choose which weights to train within a budget, for the adapter SPT
+  adapters     list the adapters: what each adds and where, what it trains, whether it merges
 
 Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run
 in runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
 
 options:
-  -h, --help     show this
-  --version      show the version
+  -h, --help   show this
+  --version    show the version
 """
+OWN = ("demo", "sensitivity", "adapters")
 TRAINER = ("fit", "validate", "test", "predict")
 
 
@@ -52,12 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = given[0], given[1:]
     if command in TRAINER:
         return _told(lambda: _lightning(command, rest))
-    if command == "demo":
-        return _told(lambda: _demo(rest))
+    if command in OWN:
+        return _told(lambda: _own(command, rest))
     if command.startswith("-") and any(name in given for name in TRAINER):
         name = next(name for name in TRAINER if name in given)
         return _refuse(f"the command comes first: geomed {name} {' '.join(word for word in given if word != name)}")
-    return _refuse(f"there is no command {command!r}; the commands are demo, {', '.join(TRAINER)} (see geomed --help)")
+    known = ", ".join([*OWN, *TRAINER])
+    return _refuse(f"there is no command {command!r}; the commands are {known} (see geomed --help)")
 
 
 def _refuse(message: str) -> int:
@@ -82,10 +86,20 @@ def _told(run: Callable[[], int]) -> int:
         return 130
 
 
-def _demo(rest: Sequence[str]) -> int:
-    from geomed.demo import main as demo  # late: imports torch
+def _own(command: str, rest: Sequence[str]) -> int:
+    """A command that is not one of LightningCLI's."""
+    if command == "demo":
+        from geomed.demo import main as demo  # late: imports torch
 
-    return demo(rest)
+        return demo(rest)
+    if command == "adapters":
+        from geomed.adapters_command import main as adapters  # late: likewise
+
+        return adapters(rest)
+    from geomed.sensitivity import main as sensitivity  # late: likewise
+
+    _quiet()
+    return sensitivity(rest)
 
 
 def _config_name(rest: Sequence[str]) -> str:
@@ -112,6 +126,7 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
     from geomed.data.datamodule import DataModule
     from geomed.inference.maps import MapsCallback
     from geomed.tasks.adapter_export import AdapterExport
+    from geomed.tasks.allocation import SparsityAllocation
     from geomed.tasks.segmentation import Segmentation
 
     _quiet()
@@ -142,6 +157,7 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
                 ),
                 LearningRateMonitor("step"),
                 AdapterExport(),
+                SparsityAllocation(),
                 MapsCallback(),
             ]
             if chosen["logger"] is None:

@@ -2,18 +2,39 @@
 
 from geomed.adapters.adapter import Adapter, adapter_state, attach, detach, merge
 from geomed.adapters.adaptformer import AdaptFormer
+from geomed.adapters.allocation_rule import AllocationRule
 from geomed.adapters.bitfit import BitFit
+from geomed.adapters.columns import Columns
+from geomed.adapters.convpass import Convpass
 from geomed.adapters.counts import trainable_table
+from geomed.adapters.dvpt import DVPT
+from geomed.adapters.earth_adapter import EarthAdapter, load_released_earth_adapter
+from geomed.adapters.explora import ExPLoRA
+from geomed.adapters.fact import FacT
 from geomed.adapters.files import load_adapter, save_adapter
+from geomed.adapters.layer_norm_tuning import LayerNormTuning
 from geomed.adapters.lora import LoRA
+from geomed.adapters.peft_tuner import Peft
+from geomed.adapters.plan import Plan, make_plan
 from geomed.adapters.prompts import Prompts
+from geomed.adapters.rein import Rein
+from geomed.adapters.repadapter import RepAdapter
+from geomed.adapters.sensitivity import measure_sensitivity
+from geomed.adapters.sharding import shard
+from geomed.adapters.side_network import SideNetwork
+from geomed.adapters.snell import SNELL, SNELLA
+from geomed.adapters.spt import SPT
+from geomed.adapters.ssf import SSF
 from geomed.adapters.tune import Tune
+from geomed.adapters.vpt import VPT
 from geomed.backbones.inputs import Inputs
 from geomed.backbones.tsvit import TSViT, TSViTSize
 from geomed.backbones.vit import ViT, ViTSize
 from geomed.data.area import Area, Labels, Legend, Masks, Reflectance
 from geomed.data.datamodule import DataModule
+from geomed.data.image import Image
 from geomed.data.pastis import Pastis
+from geomed.data.scenes import Scenes
 from geomed.data.sentinel2_series import Sentinel2Series
 from geomed.data.simulated_season import SimulatedSeason
 from geomed.evaluation.splits import ByArea, ByBlocks, ByYear, Together
@@ -28,8 +49,15 @@ from geomed.tasks.task import BaseWeights
 from geomed.tokens import Tokens
 
 __all__ = [
+    "DVPT",
+    "SNELL",
+    "SNELLA",
+    "SPT",
+    "SSF",
+    "VPT",
     "AdaptFormer",
     "Adapter",
+    "AllocationRule",
     "Area",
     "BaseWeights",
     "BitFit",
@@ -38,12 +66,19 @@ __all__ = [
     "ByYear",
     "ClassTokens",
     "ClassTokensPooled",
+    "Columns",
+    "Convpass",
     "CrossEntropy",
     "DataModule",
     "Dice",
+    "EarthAdapter",
+    "ExPLoRA",
+    "FacT",
     "Focal",
+    "Image",
     "Inputs",
     "Labels",
+    "LayerNormTuning",
     "Legend",
     "Linear",
     "LoRA",
@@ -51,11 +86,17 @@ __all__ = [
     "Masks",
     "Optimisation",
     "Pastis",
+    "Peft",
     "Pixels",
+    "Plan",
     "Prompts",
     "Reflectance",
+    "Rein",
+    "RepAdapter",
+    "Scenes",
     "Segmentation",
     "Sentinel2Series",
+    "SideNetwork",
     "SimulatedSeason",
     "TSViT",
     "TSViTSize",
@@ -68,7 +109,11 @@ __all__ = [
     "attach",
     "detach",
     "load_adapter",
+    "load_released_earth_adapter",
+    "make_plan",
+    "measure_sensitivity",
     "merge",
     "save_adapter",
+    "shard",
     "trainable_table",
 ]

@@ -15,7 +15,13 @@ SHAPES = os.environ.get("GEOMED_SHAPES", "1") != "0"
 checked = beartype(
     conf=BeartypeConf(
         is_pep484_tower=True,  # an int is a float, as for mypy
-        hint_overrides=FrozenDict({Literal["q", "k", "v"]: str}),  # LoRA checks it, and a test gives another
+        hint_overrides=FrozenDict(  # the adapters check them, and tests give others
+            {
+                Literal["q", "k", "v"]: str,
+                Literal["zero", "reference"]: str,
+                Literal["reference", "symmetric"]: str,
+            }
+        ),
     )
 )
 

@@ -1,26 +1,48 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from geomed.adapters import (
+    DVPT,
+    SNELL,
+    SNELLA,
+    SPT,
+    SSF,
+    VPT,
     Adapter,
     AdaptFormer,
+    AllocationRule,
     BitFit,
+    Columns,
+    Convpass,
+    EarthAdapter,
+    ExPLoRA,
+    FacT,
+    LayerNormTuning,
     LoRA,
+    Peft,
     Prompts,
+    Rein,
+    RepAdapter,
+    Sensitivity,
+    SideNetwork,
     Tune,
     adapted_modules,
     adapter_state,
     attach,
     base_state,
     detach,
+    make_plan,
     merge,
 )
+from geomed.adapters.candidate import candidates
 from geomed.adapters.counts import trainable, trainable_table
 from geomed.adapters.files import load_adapter, read_adapter, save_adapter
 from geomed.backbones.inputs import Inputs
@@ -30,7 +52,32 @@ from geomed.bands import PASTIS_BANDS
 from geomed.heads.class_tokens import ClassTokens
 from geomed.pixels import Pixels
 
-ADAPTERS: dict[str, Adapter] = {
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def spt(init: str = "zero", **settings: object) -> Callable[[nn.Module], Adapter]:
+    """SPT by a plan for the backbone that it goes into, of sensitivities that are drawn."""
+
+    def make(backbone: nn.Module) -> Adapter:
+        drawn = torch.Generator().manual_seed(3)
+        rule = AllocationRule(rank=2, **settings)
+        every = candidates(backbone)
+        scores = {}
+        for name in dict.fromkeys(one.tensor for one in every):
+            height, *width = backbone.get_parameter(name).shape
+            lines = torch.rand(height, *[1 for _ in width], generator=drawn) ** 4
+            scores[name] = (
+                lines * torch.rand(height, *width, generator=drawn) ** 8 * 10 ** torch.randn(1, generator=drawn)
+            )
+        sensitivity = Sensitivity(scores=scores, samples=1, reduction="batch")
+        budget = sum(rule.cost(one) for one in every) // 3
+        return SPT(plan=make_plan(backbone, sensitivity, budget=budget, rule=rule), init=init)
+
+    return make
+
+
+ADAPTERS: dict[str, Adapter | Callable[[nn.Module], Adapter]] = {
     "lora": LoRA(rank=2),
     "lora_fused": LoRA(rank=2, parts=(), targets=("qkv", "attn.proj", "fc1", "fc2")),
     "lora_stem": LoRA(rank=2, targets=("patch", "dates.day", "patch_embed.proj")),
@@ -41,8 +88,72 @@ ADAPTERS: dict[str, Adapter] = {
     "tokens": Prompts(count=3, kind="tokens"),
     "shallow": Prompts(count=3, deep=False),
     "tune": Tune(targets=("blocks.1", "norm")),
+    "earth": EarthAdapter(bottleneck=3, mask="symmetric"),
+    "earth_reference": EarthAdapter(bottleneck=3, cutoff=1.0, init="reference", frequency_blocks=(-1,)),
+    "earth_plain": EarthAdapter(bottleneck=3, blocks=(-1,), frequency_blocks=()),
+    "rein": Rein(tokens=4, rank=2),
+    "rein_reference": Rein(tokens=4, rank=2, init="reference", scale=0.5, blocks=(-1,)),
+    "vpt": VPT(count=3),
+    "vpt_shallow": VPT(count=3, deep=False),
+    "dvpt": DVPT(count=3, bottleneck=4),
+    "dvpt_mean": DVPT(count=3, bottleneck=3, every=1, aggregate="mean"),
+    "dvpt_released": DVPT(mode="released", count=3, bottleneck=4),
+    "explora": ExPLoRA(rank=2),
+    "explora_sparing": ExPLoRA(rank=2, blocks=(), parts=("k",), norms=False),
+    "explora_whole": ExPLoRA(rank=0, blocks=(0,), class_token=False),
+    "columns": Columns(count=2),
+    "columns_norm": Columns(count=3, choose="norm", targets=("qkv", "fc2")),
+    "columns_s2ft": Columns(count=3, heads=1, coupled=True, targets=("attn.proj", "fc2")),
+    "spt": spt(),
+    "spt_adapter": spt(structure="adapter"),
+    "spt_reference": spt("reference"),
+    "spt_structured": spt("reference", structure="adapter", structured_only=True),
+    "side": SideNetwork(),
+    "side_first": SideNetwork(rank=3, late=(0,), beta=2.0),
+    "side_plus": SideNetwork(rank=1, late=(0, -1), beta=5.0, kernel=3),
+    "fact_tt": FacT(rank=2, scale=2.0),
+    "fact_tk": FacT(rank=3, form="tk", targets=("fc1", "fc2", "proj")),
+    "snell": SNELL(rank=4, sparsity=0.5),
+    "snell_paper": SNELL(rank=2, sparsity=0.9, sparsifier="paper", targets=("qkv", "fc2")),
+    "snell_dense": SNELL(rank=4, sparsity=0, targets=("proj", "fc1")),
+    "snella": SNELLA(rank=4),
+    "ssf": SSF(),
+    "ssf_norms": SSF(targets=("norm",)),
+    "norms": LayerNormTuning(),
+    "convpass": Convpass(bottleneck=3),
+    "convpass_mlp": Convpass(bottleneck=1, scale=0.1, targets=("mlp",)),
+    "repadapter": RepAdapter(bottleneck=4),
+    "repadapter_whole": RepAdapter(bottleneck=3, groups=1, scale=2.0, targets=("attn.proj", "fc2", "qkv")),
 }
-MERGEABLE = {"lora", "lora_fused", "lora_stem", "bitfit", "tune"}
+if importlib.util.find_spec("peft"):  # and all its methods in tests/test_peft.py
+    ADAPTERS["peft"] = Peft(method="MISS", options={"r": 2})
+MERGEABLE = {
+    "peft",
+    "lora",
+    "lora_fused",
+    "lora_stem",
+    "bitfit",
+    "tune",
+    "explora",
+    "explora_sparing",
+    "explora_whole",
+    "fact_tt",
+    "fact_tk",
+    "snell",
+    "snell_paper",
+    "snell_dense",
+    "snella",
+    "columns",
+    "columns_norm",
+    "columns_s2ft",
+    "spt",
+    "spt_reference",
+    "ssf",
+    "ssf_norms",
+    "norms",
+    "repadapter",
+    "repadapter_whole",
+}
 
 
 def rgb() -> Inputs:
@@ -98,8 +209,19 @@ def backbone(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
-def adapter(request: pytest.FixtureRequest) -> Adapter:
-    return ADAPTERS[request.param]
+def named(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def adapter_for(backbone: nn.Module, name: str) -> Adapter:
+    """An adapter of the list; some are made for the backbone that they go into."""
+    entry = ADAPTERS[name]
+    return entry if isinstance(entry, Adapter) else entry(backbone)
+
+
+@pytest.fixture
+def adapter(backbone: nn.Module, named: str) -> Adapter:
+    return adapter_for(backbone, named)
 
 
 def test_starts_as_the_identity_or_says_that_it_does_not(backbone, adapter):
@@ -119,10 +241,10 @@ def test_the_layout_of_tokens_survives(backbone, adapter):
         assert (ours.grid, ours.prefix, ours.data.shape) == (plain.grid, plain.prefix, plain.data.shape)
 
 
-def test_checkpointed_blocks_give_the_same_gradients(adapter):
+def test_checkpointed_blocks_give_the_same_gradients(named):
     torch.manual_seed(0)
     backbone = registers_vit().double().train()
-    attach(backbone, adapter)
+    attach(backbone, adapter_for(backbone, named))
     disturb(backbone)
     found = []
     for backbone.checkpoint_blocks in (False, True):
@@ -176,9 +298,9 @@ def test_merge_keeps_the_outputs_or_refuses(backbone, adapter):
 
 def test_what_can_merge_is_what_is_said_to():
     torch.manual_seed(0)
-    for name, adapter in ADAPTERS.items():
+    for name in ADAPTERS:
         backbone = tsvit()
-        attach(backbone, adapter)
+        attach(backbone, adapter_for(backbone, name))
         assert all(module.mergeable for module in adapted_modules(backbone)) == (name in MERGEABLE), name
 
 
@@ -196,9 +318,10 @@ def test_files_round_trip(backbone, adapter, tmp_path):
     torch.testing.assert_close(features(fresh, given), features(backbone, given), rtol=0, atol=0)
 
 
-def test_an_adapter_of_another_base_is_refused(adapter, tmp_path):
+def test_an_adapter_of_another_base_is_refused(named, tmp_path):
     torch.manual_seed(0)
     first, second = tsvit(), tsvit()
+    adapter = adapter_for(first, named)
     attach(first, adapter)
     save_adapter(tmp_path / "a.safetensors", first, [adapter])
     with pytest.raises(ValueError, match=r"a\.safetensors: this adapter was made on a backbone with weights"):

@@ -212,3 +212,21 @@ def test_two_processes_train_together(config):
     _, told = running.communicate(timeout=240)
     assert running.returncode == 0, told[-3000:]
     assert torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["LoRA, init_args: {rank: 2}", "Peft, init_args: {method: MISS, options: {r: 2}}"])
+def test_two_processes_write_one_adapter_file(config, first):
+    if "Peft" in first:
+        pytest.importorskip("peft", reason="peft is not installed: geomed[peft]")
+    stack = f"[{{class_path: {first}}}, {{class_path: AdaptFormer, init_args: {{bottleneck: 4}}}}]"
+    words = ["--config", str(config), "--model.adapter", stack]
+    running = process("fit", *words, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    _, told = running.communicate(timeout=240)
+    assert running.returncode == 0, told[-3000:]
+    alone = ["--seed_everything", "0", "--model.adapter", "runs/tiny/adapter.safetensors"]
+    assert run("test", config, *alone, "--trainer.default_root_dir", "runs/other") == 0
+    assert run("test", config, "--model.adapter", stack, "--ckpt_path", "last") == 0
+    written, kept = (json.loads(Path(f"runs/{name}/metrics.json").read_text()) for name in ("other", "tiny"))
+    assert written == kept
+    assert not list(Path("runs/tiny").glob("*.part"))

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
+from torch import distributed
 
 import geomed
 from geomed.adapters.adapter import Adapter, adapter_state, attach, base_state, freeze_base
-from geomed.backbones.backbone import weights_hash
+from geomed.backbones.backbone import weights_hash, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +55,9 @@ def save_adapter(
     The JSON lies in the safetensors header: ``geomed`` (version), ``adapters`` (class and fields of each), ``base``
     (hash of the backbone's weights) and ``facts``. The file appears whole or not at all.
 
+    Of several processes the first writes, and the others return 0. Where each holds a part of the tensors (FSDP), all
+    of them have to call this.
+
     Raises:
         ValueError: nothing is attached.
     """
@@ -62,19 +67,32 @@ def save_adapter(
         raise ValueError(f"{path}: nothing is attached to this {type(backbone).__name__}; attach an adapter first")
     if head is not None:
         tensors |= {f"head.{name}": value for name, value in head.state_dict().items()}
-    about = {
-        "geomed": geomed.__version__,
-        "adapters": json.dumps([{"class": _name(type(one)), "fields": dataclasses.asdict(one)} for one in adapters]),  # type: ignore[call-overload]
-        "base": weights_hash(base_state(backbone)),
-        "facts": json.dumps(dict(facts or {})),
-    }
+    tensors = {name: whole(value).contiguous().clone() for name, value in tensors.items()}
+    about = _about(adapters, weights_hash(base_state(backbone)), facts or {})
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+        return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part, metadata=about
-    )
+    save_file(tensors, part, metadata=about)
     part.replace(path)
     return path.stat().st_size
+
+
+def file_size(backbone: nn.Module, adapters: Sequence[Adapter]) -> int:
+    """Bytes of the file that `save_adapter` would write, without a head or facts; the backbone may lie on meta."""
+    state = adapter_state(backbone)
+    tensors = {f"backbone.{name}": torch.zeros(value.shape, dtype=value.dtype) for name, value in state.items()}
+    return len(save(tensors, metadata=_about(adapters, 64 * "0", {})))
+
+
+def _about(adapters: Sequence[Adapter], base: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in the header."""
+    return {
+        "geomed": geomed.__version__,
+        "adapters": json.dumps([{"class": _name(type(one)), "fields": dataclasses.asdict(one)} for one in adapters]),  # type: ignore[call-overload]
+        "base": base,
+        "facts": json.dumps(dict(facts)),
+    }
 
 
 def read_adapter(path: str | Path) -> AdapterFile:

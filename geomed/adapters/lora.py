@@ -13,6 +13,7 @@ from jaxtyping import Float, Int  # noqa: TC002  (annotations are evaluated by t
 from torch import Tensor, nn
 
 from geomed.adapters.adapter import Adapted, Adapter
+from geomed.adapters.thin import narrowed, widened
 from geomed.backbones.dates import DayOfYear
 
 _SLICES = {"q": 0, "k": 1, "v": 2}
@@ -100,11 +101,11 @@ class LowRankLinear(Adapted):
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """base(x) + scale B A x."""
-        return self.base(x) + F.linear(F.linear(x, self.down), self.up * self.scale)
+        return widened(self.base(x), narrowed(x, self.down), self.up * self.scale)
 
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return _with_weight(self.base, self.scale * self.up @ self.down)
+        return with_weight(self.base, self.scale * self.up @ self.down)
 
 
 class LowRankSlices(Adapted):
@@ -136,11 +137,11 @@ class LowRankSlices(Adapted):
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """base(x) + scale B A x, slice by slice."""
-        return self.base(x) + F.linear(F.linear(x, self.down), self._whole_up())
+        return widened(self.base(x), narrowed(x, self.down), self._whole_up())
 
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return _with_weight(self.base, self._whole_up() @ self.down)
+        return with_weight(self.base, self._whole_up() @ self.down)
 
 
 class LowRankConv2d(Adapted):
@@ -165,7 +166,7 @@ class LowRankConv2d(Adapted):
 
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return _with_weight(self.base, (self.scale * self.up @ self.down).unflatten(1, self.shape))
+        return with_weight(self.base, (self.scale * self.up @ self.down).unflatten(1, self.shape))
 
 
 class LowRankTable(Adapted):
@@ -187,11 +188,11 @@ class LowRankTable(Adapted):
 
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return _with_weight(self.base, self.scale * self.up @ self.down)
+        return with_weight(self.base, self.scale * self.up @ self.down)
 
 
 @torch.no_grad()
-def _with_weight(plain: nn.Module, update: Tensor) -> nn.Module:
+def with_weight(plain: nn.Module, update: Tensor) -> nn.Module:
     """A copy of the module with its weight changed."""
     new = copy.deepcopy(plain)
     weight = new.get_parameter("weight")

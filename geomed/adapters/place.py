@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from geomed.adapters.adapter import innermost, running
+from geomed.adapters.adapter import Adapted, innermost, running
 from geomed.backbones.block import Block, WholeBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,16 @@ class Place:
         plain = innermost(blocks.get_submodule(found[2]))
         axes = plain.axes if isinstance(plain, (Block, WholeBlock)) else 2
         return BlockPlace(stage=stage, number=int(found[2]), count=len(list(blocks.children())), axes=axes)
+
+    def stream(self) -> Tensor:
+        """A weight of the block that stands here; its last axis, device and dtype are those of the block's tokens."""
+        weights = (
+            weight
+            for module in self.plain.modules()
+            if not isinstance(module, Adapted)  # another adapter's tensors have widths of their own
+            for weight in module.parameters(recurse=False)
+        )
+        return next(weight for weight in weights if weight.is_floating_point())
 
     def grid_block(self, targets: Sequence[str], blocks: Sequence[int] = ()) -> BlockPlace | None:
         """The block that stands here, if it is named by pattern and number and its tokens lie on a grid of places.

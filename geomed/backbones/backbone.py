@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,11 +58,19 @@ def pad_to_patches(values: Tensor, patch: int, *, fill: float = 0.0) -> Tensor:
     return F.pad(values, (0, columns, 0, rows), value=fill) if rows or columns else values
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Its values on the CPU; where processes hold parts of it (FSDP), of all parts, and every process has to ask."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+
+
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values of a state, whatever the device: what an adapter file is bound to."""
+    """SHA-256 over names, shapes and values of a state, whatever the device: what an adapter file is bound to.
+
+    Where processes hold parts of the tensors, every process has to ask.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().float().contiguous()
+        tensor = whole(state[name]).float().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

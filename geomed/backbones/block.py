@@ -31,7 +31,7 @@ def recomputing(cheap: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Iter
     place = y.untyped_storage().data_ptr()
 
     def pack(kept: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
-        if kept.untyped_storage().data_ptr() != place:
+        if kept.layout != torch.strided or kept.untyped_storage().data_ptr() != place:
             return kept
         return tuple(kept.shape), kept.stride(), int(kept.storage_offset())
 

@@ -136,7 +136,8 @@ class ViT(Backbone):
         """Images → prefix and patch tokens, normalised by the last norm, after each block asked for.
 
         Args:
-            pixels: single images of any size; sides that the patch does not divide are padded with each band's mean.
+            pixels: single images of any size. Pixels that are not valid hold each band's mean, and sides that the patch
+                does not divide are padded with it.
             depths: numbers of blocks.
 
         Raises:
@@ -148,7 +149,10 @@ class ViT(Backbone):
                 "choose one date, or take TSViT for series"
             )
         wanted = block_numbers(depths, len(self.blocks))
-        values = pad_to_patches(self.inputs(pixels.values), self.spec.patch)
+        values = self.inputs(pixels.values)
+        if pixels.valid is not None:
+            values = torch.where(pixels.valid[:, None], values, 0)  # also keeps NaN out
+        values = pad_to_patches(values, self.spec.patch)
         grid = (values.shape[-2] // self.spec.patch, values.shape[-1] // self.spec.patch)
         tokens = Tokens(self.stem(values), grid, self.prefix)
         seen: dict[int, Tokens] = {}

@@ -21,7 +21,7 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Segmentation) -> None:  # type: ignore[override]
         """Write it, if the run trained adapters."""
-        if not pl_module.adapters or not trainer.is_global_zero:
+        if not pl_module.adapters:
             return
         path = Path(trainer.default_root_dir) / "adapter.safetensors"
         facts = {"classes": list(pl_module.classes), "bands": list(pl_module.backbone.inputs.bands)}

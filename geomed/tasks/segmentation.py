@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Segmentation(lightning.LightningModule):
     """A backbone, a dense head and an adapter, trained on labelled pixels.
 
-    A batch is a dict of tensors: ``values`` [B, T, C, H, W] or [B, C, H, W], ``days`` [B, T], ``valid`` [B, T, H, W]
-    and ``labels`` [B, H, W] with 255 where nothing is known.
+    A batch is a dict of tensors: ``values`` [B, T, C, H, W] with ``days`` [B, T] and ``valid`` [B, T, H, W], or, of
+    single images, ``values`` [B, C, H, W] and ``valid`` [B, H, W]; and ``labels`` [B, H, W] with 255 where nothing is
+    known.
     """
 
     def __init__(
@@ -149,7 +150,8 @@ class Segmentation(lightning.LightningModule):
         """Classes [B, H, W] uint8, 255 where nothing was observed, with where they belong."""
         classes = self(batch).argmax(1).to(torch.uint8)
         if "valid" in batch:
-            classes = torch.where(batch["valid"].any(1), classes, IGNORE)
+            valid = batch["valid"]
+            classes = torch.where(valid.any(1) if valid.ndim == 4 else valid, classes, IGNORE)
         return {"classes": classes, "scene": batch["scene"], "read": batch["read"], "keep": batch["keep"]}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import timm
 import torch
@@ -55,6 +58,16 @@ def test_any_size_is_padded_and_answered_for():
     head = Linear(ours.spec, 4)
     assert ours(pixels)[0].grid == (3, 1)
     assert head(ours(pixels), pixels.size).shape == (1, 4, 2 * patch + 1, patch - 3)
+
+
+def test_a_forward_pass_without_backward_leaves_nothing_behind():
+    ours, _ = both("test_vit")
+    values = torch.rand(1, 3, 32, 32, requires_grad=True)
+    held = weakref.ref(values)
+    ours(Pixels(values=values))
+    del values
+    gc.collect()
+    assert held() is None
 
 
 def test_bands_start_from_the_colour_filters():

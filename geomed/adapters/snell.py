@@ -39,7 +39,7 @@ class SNELL(Adapter):
     """Coordinates of the two points together; even. 8, 16 or 32 in the paper."""
 
     sparsity: float = 0.9
-    """Share of each matrix that is zero; above 2^16 numbers it is met within some thousandths. At 0 nothing competes
+    """Share of each matrix that is zero; above 2^15 numbers it is met within some thousandths. At 0 nothing competes
     (KLoRA), and U is larger by two or three orders of magnitude."""
 
     sparsifier: Literal["released", "paper"] = "released"

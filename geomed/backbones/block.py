@@ -32,7 +32,7 @@ def recomputing(cheap: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Iter
 
     def pack(kept: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
         if kept.layout != torch.strided or kept.untyped_storage().data_ptr() != place:
-            return kept
+            return kept.detach()  # an operation that keeps its own output would otherwise keep itself alive
         return tuple(kept.shape), kept.stride(), int(kept.storage_offset())
 
     def unpack(packed: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:

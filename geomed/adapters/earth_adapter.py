@@ -142,7 +142,10 @@ class EarthBlock(Adapted):
 
         mixed = hidden(active)
         with recomputing(hidden, active, mixed):
-            return tokens.replace(x + self.up(mixed))
+            if mixed.dtype != x.dtype:  # under autocast, which would lower x itself below
+                return tokens.replace(x + self.up(mixed))
+            # added within the product: one tensor of full width instead of two
+            return tokens.replace(torch.addmm(x.flatten(0, 1), mixed.flatten(0, 1), self.up.weight.t()).view(x.shape))
 
     def _bands(self, narrow: Float[Tensor, "b n r"], grid: tuple[int, ...]) -> Float[Tensor, "b n e"]:
         """V x + b of the three experts, each on its frequencies."""

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from geomed.data.area import Legend  # noqa: TC001  (jsonargparse resolves the fields' types)
 from geomed.data.image import Image, ImageFiles
 from geomed.data.labels import open_truth
 from geomed.data.parts import Parts, refuse_windows
-from geomed.data.source import Part, Scene, Source
+from geomed.data.raster_source import RasterSource
 from geomed.evaluation.splits import Split  # noqa: TC001  (likewise)
-
-if TYPE_CHECKING:
-    from geomed.data.window_samples import WindowSamples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(Source):
+class Scenes(RasterSource):
     """Any number of images with labels from a raster or from polygons, for backbones that read single images.
 
     Bands go by name: the band descriptions of a file, the image's ``band_names``, or ``{band}`` in its path. A pixel is
@@ -66,32 +62,6 @@ class Scenes(Source):
         if not self.bands or len(set(self.bands)) < len(self.bands):
             raise ValueError(f"bands must be named, each once, not {self.bands}; correct them")
         refuse_windows(self.window, self.margin, self.fields_per_class)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in index order."""
-        return self.legend.names
-
-    def scenes(self) -> tuple[Scene, ...]:
-        """One for each image."""
-        return self._parts.scenes()
-
-    def prepare(self) -> None:
-        """Check the heads of all files and whether one is truncated, all label codes, and the split.
-
-        Raises:
-            ValueError: one of them is not as it must be; the message names the file, the rule and the way out.
-        """
-        self._parts.prepare()
-
-    def split(self, part: Part) -> WindowSamples:
-        """The samples of one part; one line about it is logged and stands in ``summary``.
-
-        Raises:
-            ValueError: the split does not fit the images, an image of a part with labels has none, or the train part
-                has no window left.
-        """
-        return self._parts.split(part)
 
     @cached_property
     def _parts(self) -> Parts:

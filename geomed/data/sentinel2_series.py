@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from geomed.bands import PASTIS_BANDS, band_name
 from geomed.data.area import Area, Legend  # noqa: TC001  (jsonargparse resolves the fields' types)
 from geomed.data.labels import open_truth
 from geomed.data.parts import Parts, refuse_windows
+from geomed.data.raster_source import RasterSource
 from geomed.data.series import Series
-from geomed.data.source import Part, Scene, Source
 from geomed.evaluation.splits import Split  # noqa: TC001  (likewise)
-
-if TYPE_CHECKING:
-    from geomed.data.window_samples import WindowSamples
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentinel2Series(Source):
+class Sentinel2Series(RasterSource):
     """Series of GeoTIFFs with labels from a raster or from polygons.
 
     Images: a folder with one multi-band GeoTIFF for each date (the date in its name, or in a table ``dates.csv`` with
@@ -87,22 +83,13 @@ class Sentinel2Series(Source):
         if not 0 <= self.min_clear <= 1:
             raise ValueError(f"min_clear is a share from 0 to 1, not {self.min_clear}; correct it")
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in index order."""
-        return self.legend.names
-
-    def scenes(self) -> tuple[Scene, ...]:
-        """One for each area."""
-        return self._parts.scenes()
-
     def prepare(self) -> None:
         """Check the heads of all files and whether one is truncated, all label codes, and the split.
 
         Raises:
             ValueError: one of them is not as it must be; the message names the file, the rule and the way out.
         """
-        self._parts.prepare()
+        super().prepare()
         for series in self._series:
             if series.merged:
                 _log.info(
@@ -115,15 +102,6 @@ class Sentinel2Series(Source):
             doubts = series.doubts_about_units()
             if doubts is not None:
                 _log.warning(doubts)
-
-    def split(self, part: Part) -> WindowSamples:
-        """The samples of one part; one line about it is logged and stands in ``summary``.
-
-        Raises:
-            ValueError: the split does not fit the areas, an area of a part with labels has none, or the train part
-                has no window left.
-        """
-        return self._parts.split(part)
 
     @cached_property
     def _series(self) -> tuple[Series, ...]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from geomed.public import *  # noqa: F403  (for type checkers; at run time names arrive when they are asked for)
+    from geomed.mapping.public import *  # noqa: F403  (for type checkers; at run time names arrive when asked for)
+    from geomed.public import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:
@@ -15,7 +16,8 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if not name.startswith("_"):
-        public = vars(import_module("geomed.public"))
-        if name in public["__all__"]:
-            return public[name]
-    raise AttributeError(f"geomed has no {name}; the public names stand in geomed.public")
+        for place in ("geomed.public", "geomed.mapping.public"):
+            public = vars(import_module(place))
+            if name in public["__all__"]:
+                return public[name]
+    raise AttributeError(f"geomed has no {name}; the public names stand in geomed.public and geomed.mapping.public")

@@ -29,6 +29,8 @@ commands:
   validate     score on the validation part
   test         score on the test part, write metrics.json
   predict      write georeferenced maps
+  map          map any scenes with a trained model: any size, many at once, resumable, on one machine or many
+  export       write a trained model as one file, for torch.export or ONNX
   sensitivity  choose which weights to train within a budget, for the adapter SPT
   adapters     list the adapters: what each adds and where, what it trains, whether it merges
 
@@ -39,12 +41,15 @@ options:
   -h, --help   show this
   --version    show the version
 """
-OWN = ("demo", "sensitivity", "adapters")
+OWN = ("demo", "map", "export", "sensitivity", "adapters")
 TRAINER = ("fit", "validate", "test", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `geomed`; returns the exit code: 0 done, 2 bad input (one line says what), 143 stopped by SIGTERM."""
+    """Run `geomed`; returns the exit code.
+
+    0: done; 2: bad input, one line says what; 3: some scenes could not be mapped; 130 and 143: interrupted.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in {"-h", "--help"}:
         print(HELP, end="")
@@ -96,6 +101,14 @@ def _own(command: str, rest: Sequence[str]) -> int:
         from geomed.adapters_command import main as adapters  # late: likewise
 
         return adapters(rest)
+    if command == "map":
+        from geomed.mapping.command import main as map_scenes  # late: likewise
+
+        return map_scenes(rest)
+    if command == "export":
+        from geomed.mapping.export import main as export  # late: likewise
+
+        return export(rest)
     from geomed.sensitivity import main as sensitivity  # late: likewise
 
     _quiet()

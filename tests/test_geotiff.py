@@ -1,4 +1,8 @@
 import json
+import multiprocessing
+import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -6,8 +10,10 @@ import rasterio
 from affine import Affine
 from fakes import GRID, numbers, write_raster
 from odc.geo.geobox import GeoBox
+from rasterio.errors import NotGeoreferencedWarning
 
 from geomed.io.geotiff import NODATA, GeoTiff, MapWriter, write_map
+from geomed.io.handles import Silence, _Handles, lent
 from geomed.io.raster import Reader, Writer
 from geomed.io.sampling import look_up
 from geomed.io.tiff import needed_bytes
@@ -187,3 +193,54 @@ def test_looking_up_a_coarser_raster_repeats_it_and_marks_the_outside(tmp_path):
     assert found[0].tolist() == [[-7, 1, 1, 2, 2, -7]] * 2 + [[-7, 3, 3, 4, 4, -7]] * 2
     far = GeoBox((4, 6), Affine(10, 0, 9000, 0, -10, 0), "EPSG:32631")
     assert (look_up(raster, 1, far, Window(0, 0, 2, 2), outside=-7) == -7).all()
+
+
+def test_as_many_files_stay_open_as_are_read_at_once(tmp_path, monkeypatch):
+    path, opened, real = write_raster(tmp_path / "a.tif", numbers(0)), [], rasterio.open
+    monkeypatch.setattr(rasterio, "open", lambda path: opened.append(path) or real(path))
+    raster = GeoTiff.open(path)
+    before = len(opened)
+
+    def look():
+        for row in range(40):
+            np.testing.assert_array_equal(raster.read(Window(row, 0, 1, 48))[:, 0], numbers(0)[:, row])
+
+    for _ in range(4):  # one after the other: they share the one handle
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert len(opened) == before
+    with lent(raster.path) as first, lent(raster.path) as second:
+        assert first is not second
+    assert len(opened) == before + 1
+
+
+def test_files_that_were_not_read_for_longest_are_closed(tmp_path):
+    handles = _Handles(room=2)
+    files = [rasterio.open(write_raster(tmp_path / f"{number}.tif", numbers(0))) for number in range(3)]
+    for number in (0, 1, 0, 2):
+        key = (str(number), (0, 0), 0)
+        handles.give(key, handles.take(key) or files[number])
+    assert [file.closed for file in files] == [False, True, False]
+    assert handles.take(("1", (0, 0), 0)) is None
+    assert handles.count == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 of any fork beside threads
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_process_reads_while_a_thread_of_its_parent_does(tmp_path):
+    raster = GeoTiff.open(write_raster(tmp_path / "a.tif", numbers(0)))
+    with lent(raster.path), multiprocessing.get_context("fork").Pool(1) as pool:
+        read = pool.apply_async(raster.read, (raster.whole,)).get(timeout=60)
+    np.testing.assert_array_equal(read, numbers(0))
+
+
+def test_silence_ends_with_the_last_thread():
+    quiet = Silence()
+    quiet.__enter__()
+    with quiet:
+        warnings.warn("nowhere", NotGeoreferencedWarning, stacklevel=1)
+    warnings.warn("nowhere", NotGeoreferencedWarning, stacklevel=1)
+    quiet.__exit__()
+    with pytest.warns(NotGeoreferencedWarning):
+        warnings.warn("nowhere", NotGeoreferencedWarning, stacklevel=1)

@@ -183,7 +183,7 @@ class DynamicBottleneck(nn.Module):
         """The update of every token."""
         z = F.gelu(self.down(tokens.data))[:, None]  # one head
         grid = z[:, :, tokens.prefix :]
-        found = F.scaled_dot_product_attention(self.prompts.to(z.dtype).expand(len(z), 1, -1, -1), grid, grid)
+        found = F.scaled_dot_product_attention(self.prompts.to(z.dtype).expand(z.shape[0], 1, -1, -1), grid, grid)
         taken = found.mean(2, keepdim=True) if self.mean else F.scaled_dot_product_attention(z, found, found)
         return F.linear((z + taken)[:, 0], self.up.weight * gate, self.up.bias * gate)
 

@@ -151,8 +151,8 @@ class EarthBlock(Adapted):
         """V x + b of the three experts, each on its frequencies."""
         a, (height, width) = self.bottleneck, grid
         by_rows, by_columns = self._low_pass((height, width), narrow)
-        low = torch.matmul(by_rows, narrow[..., a : 3 * a].reshape(len(narrow), height, width * 2 * a))
-        low = torch.matmul(by_columns, low.view(len(narrow) * height, -1, 2 * a)).view(len(narrow), -1, 2 * a)
+        low = torch.matmul(by_rows, narrow[..., a : 3 * a].reshape(narrow.shape[0], height, width * 2 * a))
+        low = torch.matmul(by_columns, low.view(narrow.shape[0] * height, -1, 2 * a)).view(narrow.shape[0], -1, 2 * a)
         # a constant is all low: b of the low expert came through, that of the high one is lost with what is low
         high = narrow[..., 2 * a : 3 * a] + self.down.bias[2 * a : 3 * a].to(low.dtype) - low[..., a:]
         return torch.cat((narrow[..., :a], low[..., :a], high), -1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def inserted(tokens: Tokens, prompts: Float[Tensor, "#b p d"]) -> Tokens:
     """The prompts between the prefix tokens and the grid, as prefix tokens."""
     x, prefix = tokens.data, tokens.prefix
-    prompts = prompts.to(x.dtype).expand(len(x), -1, -1)
+    prompts = prompts.to(x.dtype).expand(x.shape[0], -1, -1)
     first, grid = x.split((prefix, x.shape[1] - prefix), 1)  # its backward pass is one copy, that of slices several
     return Tokens(torch.cat((first, prompts, grid), 1), tokens.grid, prefix + prompts.shape[1], tokens.carried)
 

@@ -107,6 +107,6 @@ class PromptedAttention(Adapted):
             values: Tensor = self.values
         else:
             _, keys, values = self._heads(self.prompts)
-        many = (len(q), -1, -1, -1)
+        many = (q.shape[0], -1, -1, -1)
         answer = F.scaled_dot_product_attention(q, keys.to(q.dtype).expand(many), values.to(q.dtype).expand(many))
         return answer if self.kind == "prefix" else self.gate.to(q.dtype) * answer

@@ -189,7 +189,7 @@ class TSViT(Backbone):
         if valid is not None:
             mask = rearrange(valid, "b t n -> b n t").expand(patches.shape[:3])
             mask = F.pad(mask, (classes.shape[1], 0), value=True)
-        step = _at_once(patches, len(patches) * (classes.shape[1] + patches.shape[2]) * code.shape[-1])
+        step = _at_once(patches, patches.shape[0] * (classes.shape[1] + patches.shape[2]) * code.shape[-1])
         parts = torch.split(patches, step, 1)
         masks = [None] * len(parts) if mask is None else torch.split(mask, step, 1)
         pairs = zip(parts, masks, strict=True)
@@ -205,7 +205,7 @@ class TSViT(Backbone):
         """The temporal stage at some of the places."""
         count, places, dates, _ = patches.shape
         x = (self.patch(patches) + code).flatten(0, 1)
-        x = torch.cat((classes.to(x.dtype).expand(len(x), -1, -1), x), 1)
+        x = torch.cat((classes.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)  # len() would fix it in an export
         prefix = classes.shape[1]
         tokens = Tokens(x, (dates,), prefix)
         if mask is not None:
@@ -240,7 +240,7 @@ class TSViT(Backbone):
         x = (maps + position).flatten(0, 1)
         prefix = 0
         if self.space_token is not None:
-            x = torch.cat((self.space_token().to(x.dtype).expand(len(x), -1, -1), x), 1)
+            x = torch.cat((self.space_token().to(x.dtype).expand(x.shape[0], -1, -1), x), 1)
             prefix = 1
         tokens = Tokens(x, grid, prefix)
         seen: dict[int, Tensor] = {}

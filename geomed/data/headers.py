@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from geomed.bands import band_indices, band_name
@@ -9,7 +10,10 @@ from geomed.bands import band_indices, band_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from odc.geo.geobox import GeoBox
+
     from geomed.io.geotiff import GeoTiff
+    from geomed.io.resampled import Raster
 
 
 def agency_name(name: str) -> str:
@@ -62,26 +66,49 @@ def positions(bands: Sequence[str], names: Sequence[str], raster: GeoTiff, when:
     return tuple(names.index(band) + 1 for band in bands)
 
 
-def refuse_other_grid(raster: GeoTiff, first: GeoTiff, *, what: str, way_out: str) -> None:
+def with_alpha_of_names(raster: GeoTiff, names: Sequence[str]) -> GeoTiff:
+    """The file, without an alpha band where its name says that it is none, as the near infrared after red, green, blue.
+
+    Args:
+        raster: the file.
+        names: what all of its bands are called.
+    """
+    if raster.alpha is None or names[raster.alpha - 1].strip().lower() in {"", "alpha"}:
+        return raster
+    return replace(raster, alpha=None)
+
+
+def same_grid(grid: GeoBox, other: GeoBox) -> bool:
+    """One coordinate system, one resolution, one extent."""
+    return _difference(grid, other) is None
+
+
+def refuse_other_grid(raster: Raster, first: Raster, *, what: str, way_out: str) -> None:
     """One coordinate system, one resolution, one extent.
 
     Raises:
         ValueError: the two files differ in one of them; ``what`` must have one, and ``way_out`` says what to do.
     """
-    if raster.grid.crs != first.grid.crs:
-        rule, here, there = "coordinate system", str(raster.grid.crs), str(first.grid.crs)
-    elif not raster.grid.affine.almost_equals(first.grid.affine, 1e-6 * abs(first.grid.affine.determinant) ** 0.5):
-        rule, here, there = "transform", str(raster.grid.affine.to_gdal()), str(first.grid.affine.to_gdal())
-    elif raster.grid.shape != first.grid.shape:
-        rule, here, there = "shape", str(raster.grid.shape.yx), str(first.grid.shape.yx)
-    else:
-        return
-    raise ValueError(
-        f"{raster.path}: {what} must have one {rule}: {here} against {there} of {first.path.name}; {way_out}"
-    )
+    found = _difference(raster.grid, first.grid)
+    if found is not None:
+        rule, here, there = found
+        raise ValueError(
+            f"{raster.path}: {what} must have one {rule}: {here} against {there} of {first.path.name}; {way_out}"
+        )
 
 
-def refuse_other_units(raster: GeoTiff, band: int, *, scale: float, offset: float, owner: str) -> None:
+def _difference(grid: GeoBox, other: GeoBox) -> tuple[str, str, str] | None:
+    """(what differs, of the one, of the other)."""
+    if grid.crs != other.crs:
+        return "coordinate system", str(grid.crs), str(other.crs)
+    if not grid.affine.almost_equals(other.affine, 1e-6 * abs(other.affine.determinant) ** 0.5):
+        return "transform", str(grid.affine.to_gdal()), str(other.affine.to_gdal())
+    if grid.shape != other.shape:
+        return "shape", str(grid.shape.yx), str(other.shape.yx)
+    return None
+
+
+def refuse_other_units(raster: Raster, band: int, *, scale: float, offset: float, owner: str) -> None:
     """What a file declares of a band (from 1) must be what the user says of it.
 
     Raises:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geomed.data.alignment import finest, onto
 from geomed.data.area import Labels  # noqa: TC001  (jsonargparse resolves the fields' types)
-from geomed.data.headers import agency_name, band_texts, positions, refuse_other_grid, refuse_other_units
-from geomed.data.units import in_units, observed
+from geomed.data.headers import (
+    agency_name,
+    band_texts,
+    positions,
+    refuse_other_grid,
+    refuse_other_units,
+    with_alpha_of_names,
+)
+from geomed.data.units import Files, in_units, stored
 from geomed.io.geotiff import GeoTiff
 
 if TYPE_CHECKING:
@@ -21,7 +28,8 @@ if TYPE_CHECKING:
 
     from geomed.windows import Window
 
-_BAND = "{band}"
+BAND = "{band}"
+"""Stands in a path for the name of a band."""
 UNDATED = 0
 """Year of an image that names none."""
 
@@ -72,7 +80,7 @@ class ImageFiles:
     grid: GeoBox
     """The grid of all its files."""
 
-    parts: tuple[tuple[GeoTiff, tuple[int, ...]], ...]
+    parts: Files
     """Files with the bands wanted of each, from 1; in order they give the wanted bands."""
 
     @classmethod
@@ -83,13 +91,21 @@ class ImageFiles:
             ValueError: a file or a band is missing, the grids of the files differ, or scale and offset do not fit the
                 bands or contradict a file.
         """
+        return cls.of(image, band_files(image, bands), bands)
+
+    @classmethod
+    def of(cls, image: Image, parts: Files, bands: Sequence[str]) -> ImageFiles:
+        """An image of files that are found already.
+
+        Raises:
+            ValueError: scale and offset do not fit the bands or contradict a file.
+        """
         for what, value in (("scale", image.scale), ("offset", image.offset)):
             if isinstance(value, tuple) and len(value) != len(bands):
                 raise ValueError(
                     f"image {image.name}: {what} must be one number or one for each of the {len(bands)} bands "
                     f"({', '.join(bands)}), it has {len(value)}; correct it"
                 )
-        parts = _band_files(image, bands) if _BAND in image.path else _one_file(image, bands)
         scales, offsets = (np.broadcast_to(value, len(bands)).tolist() for value in (image.scale, image.offset))
         found = [(raster, band) for raster, wanted in parts for band in wanted]
         for (raster, band), scale, offset in zip(found, scales, offsets, strict=True):
@@ -105,6 +121,11 @@ class ImageFiles:
     def year(self) -> int:
         """The image's year."""
         return UNDATED if self.image.year is None else self.image.year
+
+    @property
+    def pointwise(self) -> bool:
+        """What is read of a pixel is the same in every window."""
+        return True
 
     def read(self, window: Window) -> dict[str, NDArray[np.generic]]:
         """``values`` [C, H, W] and ``valid`` [H, W] of a window.
@@ -126,24 +147,34 @@ class ImageFiles:
 
     def _numbers(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Numbers as stored and where all of them are observations."""
-        read = [raster.read(window, wanted) for raster, wanted in self.parts]
-        there = [
-            observed(numbers, (raster.nodata, self.image.nodata))
-            for numbers, (raster, _) in zip(read, self.parts, strict=True)
-        ]
-        return np.concatenate(read), np.logical_and.reduce(there)
+        return stored(self.parts, window, self.image.nodata)
 
 
-def _one_file(image: Image, bands: Sequence[str]) -> tuple[tuple[GeoTiff, tuple[int, ...]], ...]:
+def band_files(image: Image, bands: Sequence[str], *, reproject: bool = False) -> Files:
+    """The files of an image, on one grid.
+
+    Args:
+        image: where they are.
+        bands: the bands wanted, by name.
+        reproject: bring files of other grids to that of the finest instead of refusing them, see ``finest``.
+
+    Raises:
+        ValueError: a file or a band is missing, or the grids of the files differ.
+    """
+    return _each_band(image, bands, reproject=reproject) if BAND in image.path else _one_file(image, bands)
+
+
+def _one_file(image: Image, bands: Sequence[str]) -> Files:
     """The file, its bands found by their names as written or, where that fails, by the agency's."""
     raster = GeoTiff.open(image.path)
     names = band_texts(raster, image.band_names, f"image {image.name}")
+    raster = with_alpha_of_names(raster, names)
     if not set(bands) <= set(names):
         bands, names = [agency_name(band) for band in bands], tuple(agency_name(name) for name in names)
     return ((raster, positions(bands, names, raster)),)
 
 
-def _band_files(image: Image, bands: Sequence[str]) -> tuple[tuple[GeoTiff, tuple[int, ...]], ...]:
+def _each_band(image: Image, bands: Sequence[str], *, reproject: bool) -> Files:
     """One file for each band."""
     if image.band_names is not None:
         raise ValueError(
@@ -152,15 +183,18 @@ def _band_files(image: Image, bands: Sequence[str]) -> tuple[tuple[GeoTiff, tupl
         )
     rasters = []
     for band in bands:
-        raster = GeoTiff.open(Path(image.path.replace(_BAND, band)))
+        raster = GeoTiff.open(image.path.replace(BAND, band))
         if len(raster.bands) != 1:
             raise ValueError(
                 f"{raster.path}: a file for one band must hold one, it holds {len(raster.bands)}; give a path without "
-                f"{_BAND} for a file of all bands"
+                f"{BAND} for a file of all bands"
             )
         rasters.append(raster)
+    files = tuple((raster, (1,)) for raster in rasters)
+    if reproject:
+        return onto(files, finest(files).grid, missing=image.nodata)
     for raster in rasters[1:]:
         refuse_other_grid(
             raster, rasters[0], what="the bands of an image", way_out="bring them to one grid (gdalwarp) before"
         )
-    return tuple((raster, (1,)) for raster in rasters)
+    return files

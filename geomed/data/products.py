@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomed.data.headers import agency_name, band_texts, positions, refuse_other_grid, refuse_other_units
+import numpy as np
+
+from geomed.data.alignment import onto
+from geomed.data.headers import (
+    agency_name,
+    band_texts,
+    positions,
+    refuse_other_grid,
+    refuse_other_units,
+    with_alpha_of_names,
+)
+from geomed.data.units import Files, Units  # noqa: TC001  (the fields' types)
 from geomed.io.dates import date_in, date_table, days_since_epoch, iso_date
 from geomed.io.geotiff import GeoTiff
+from geomed.io.resampled import Raster, Resampled, finer
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
 
-    from geomed.data.area import Area
+    from geomed.data.area import Area, Masks
 
-_ENDINGS = {".tif", ".tiff", ".jp2", ".vrt"}
+ENDINGS = {".tif", ".tiff", ".jp2", ".vrt"}
+"""Names of images end so."""
+
 _STEM = "{stem}"
 
 
@@ -27,7 +41,7 @@ _STEM = "{stem}"
 class Layer:
     """One band of a raster."""
 
-    raster: GeoTiff
+    raster: Raster
     """The file."""
 
     band: int
@@ -41,11 +55,8 @@ class Product:
     day: int
     """Days since 1970-01-01."""
 
-    raster: GeoTiff
-    """The file with the bands."""
-
-    bands: tuple[int, ...]
-    """Where the wanted bands are in it, from 1."""
+    images: Files
+    """The files with the wanted bands, on one grid."""
 
     scl: Layer | None
     """Scene classification."""
@@ -53,9 +64,18 @@ class Product:
     bad: Layer | None
     """Cloud mask: 0 is good."""
 
-    def files(self) -> tuple[GeoTiff, ...]:
-        """All files it is read from."""
-        return (self.raster, *(layer.raster for layer in (self.scl, self.bad) if layer is not None))
+    units: Units | None = None
+    """Its own units where products of one area differ in them; None: the area's."""
+
+    @property
+    def raster(self) -> Raster:
+        """The first of its files, whose name is the product's."""
+        return self.images[0][0]
+
+    @property
+    def masks(self) -> tuple[Layer, ...]:
+        """The masks that there are."""
+        return tuple(layer for layer in (self.scl, self.bad) if layer is not None)
 
 
 def find_products(area: Area, bands: Sequence[str]) -> tuple[Product, ...]:
@@ -67,6 +87,15 @@ def find_products(area: Area, bands: Sequence[str]) -> tuple[Product, ...]:
         ValueError: no files; a name without a date; a band or a mask that is missing; grids that differ within the
             area; a scale or offset in a file that contradicts the area's.
     """
+    return fitting(area, listed_products(area, bands))
+
+
+def listed_products(area: Area, bands: Sequence[str]) -> list[Product]:
+    """The products of an area, whether they fit together or not.
+
+    Raises:
+        ValueError: no files; a name without a date; a band or a mask that is missing.
+    """
     where = Path(area.images)
     if where.is_dir():
         found = list(_from_folder(area, where, bands))
@@ -76,25 +105,62 @@ def find_products(area: Area, bands: Sequence[str]) -> tuple[Product, ...]:
         raise ValueError(f"area {area.name}: {where} is neither a folder nor a file; correct the path of its images")
     if not found:
         raise ValueError(
-            f"area {area.name}: {where} holds no image{_season_text(area)}; "
-            f"it needs files ending in {' or '.join(sorted(_ENDINGS))} within the season"
+            f"area {area.name}: {where} holds no image{season_text(area)}; "
+            f"it needs files ending in {' or '.join(sorted(ENDINGS))} within the season"
         )
+    return found
+
+
+def fitting(area: Area, found: Sequence[Product], *, reproject: bool = False) -> tuple[Product, ...]:
+    """Products that make a series, by date, those of one date by name.
+
+    Args:
+        area: what the user says of them.
+        found: at least one; the first gives the grid.
+        reproject: bring images of other grids to that of the first, bilinearly, and masks of other coordinate systems
+            by the pixel under the centre, instead of refusing them.
+
+    Raises:
+        ValueError: their grids differ, or a scale or offset in a file contradicts the area's.
+    """
     first = found[0].raster
     for product in found:
-        refuse_other_grid(
-            product.raster,
-            first,
-            what="the images of an area",
-            way_out="bring them to one grid (gdalwarp) or make two areas of them",
-        )
         _check_units(product, area)
-        for mask in product.files()[1:]:
-            if mask.grid.crs != first.grid.crs:
+        if reproject:
+            continue
+        for raster, _ in product.images:
+            refuse_other_grid(
+                raster,
+                first,
+                what="the images of an area",
+                way_out="bring them to one grid (gdalwarp) or make two areas of them",
+            )
+        for mask in product.masks:
+            if mask.raster.grid.crs != first.grid.crs:
                 raise ValueError(
-                    f"{mask.path}: a mask must have the coordinate system of its image, {first.grid.crs}, not "
-                    f"{mask.grid.crs}; reproject it (gdalwarp -r near)"
+                    f"{mask.raster.path}: a mask must have the coordinate system of its image, {first.grid.crs}, not "
+                    f"{mask.raster.grid.crs}; reproject it (gdalwarp -r near)"
                 )
-    return tuple(sorted(found, key=lambda product: (product.day, product.raster.path.stem)))
+    made = [_onto(product, first, area) for product in found] if reproject else found
+    return tuple(sorted(made, key=lambda product: (product.day, product.raster.path.stem)))
+
+
+def _onto(product: Product, first: Raster, area: Area) -> Product:
+    """A product on the grid of the first."""
+    nodata = (product.units or area.reflectance).nodata
+    images = onto(product.images, first.grid, missing=nodata)
+    scl, bad = (
+        layer if layer is None or layer.raster.grid.crs == first.grid.crs else _mask_onto(layer, first, outside)
+        for layer, outside in ((product.scl, 0), (product.bad, 1))
+    )
+    return replace(product, images=images, scl=scl, bad=bad)
+
+
+def _mask_onto(layer: Layer, first: Raster, outside: int) -> Layer:
+    """A mask of another coordinate system on the grid of the images, or a finer one with the same corner."""
+    if isinstance(layer.raster, Resampled):
+        return layer
+    return Layer(raster=finer(layer.raster, first.grid, outside=outside), band=layer.band)
 
 
 def year_of(area: Area, days: Sequence[dt.date]) -> int:
@@ -106,22 +172,34 @@ def year_of(area: Area, days: Sequence[dt.date]) -> int:
     return Counter(day.year for day in days).most_common(1)[0][0]
 
 
+def is_mask(path: Path, masks: Masks) -> bool:
+    """Whether a file is a mask beside an image, by its name."""
+    return any(
+        pattern is not None
+        and _STEM in pattern
+        and "/" not in pattern
+        and fnmatch(path.name, pattern.replace(_STEM, "*"))
+        for pattern in (masks.scl, masks.bad)
+    )
+
+
+def images_in(folder: Path, masks: Masks) -> list[Path]:
+    """The images of a folder, masks left out, by name."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not is_mask(path, masks)]
+    return sorted(found, key=lambda path: path.stem)
+
+
 def _from_folder(area: Area, folder: Path, bands: Sequence[str]) -> Iterator[Product]:
-    images = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
-    for pattern in (area.masks.scl, area.masks.bad):
-        if pattern is not None and _STEM in pattern and "/" not in pattern:
-            images = [path for path in images if not fnmatch(path.name, pattern.replace(_STEM, "*"))]
-    images.sort(key=lambda path: path.stem)
+    images = images_in(folder, area.masks)
     dates = _dates(images, folder / "dates.csv")
     for path in images:
-        if not _in_season(area, dates[path]):
+        if not in_season(area, dates[path]):
             continue
         raster = GeoTiff.open(path)
         names = _band_names(area, raster)
         yield Product(
             day=days_since_epoch(dates[path]),
-            raster=raster,
-            bands=positions(bands, names, raster),
+            images=((with_alpha_of_names(raster, names), positions(bands, names, raster)),),
             scl=_mask(area.masks.scl, raster, names),
             bad=_mask(area.masks.bad, raster, names),
         )
@@ -132,13 +210,12 @@ def _from_stack(area: Area, raster: GeoTiff, bands: Sequence[str]) -> Iterator[P
     layers = _stack_table(raster, table) if table.is_file() else _stack_descriptions(area, raster)
     dates = sorted({date for date, _ in layers})
     for number, date in enumerate(dates):
-        if not _in_season(area, date):
+        if not in_season(area, date):
             continue
         names = [name if day == date else "" for day, name in layers]
         yield Product(
             day=days_since_epoch(date),
-            raster=raster,
-            bands=positions(bands, names, raster, f" on {date}"),
+            images=((raster, positions(bands, names, raster, f" on {date}")),),
             scl=_stack_mask(area.masks.scl, raster, names, number, dates),
             bad=_stack_mask(area.masks.bad, raster, names, number, dates),
         )
@@ -227,11 +304,11 @@ def _beside(pattern: str, raster: GeoTiff) -> GeoTiff:
 
 def _check_units(product: Product, area: Area) -> None:
     """What a file declares must be what the area says."""
-    named = area.reflectance
-    for band in product.bands:
-        refuse_other_units(
-            product.raster, band, scale=named.scale, offset=named.offset, owner=f"reflectance of area {area.name}"
-        )
+    named = product.units or area.reflectance
+    found = [(raster, band) for raster, bands in product.images for band in bands]
+    scales, offsets = (np.broadcast_to(value, len(found)).tolist() for value in (named.scale, named.offset))
+    for (raster, band), scale, offset in zip(found, scales, offsets, strict=True):
+        refuse_other_units(raster, band, scale=scale, offset=offset, owner=f"reflectance of area {area.name}")
 
 
 def _season(area: Area) -> tuple[dt.date, dt.date]:
@@ -243,10 +320,12 @@ def _season(area: Area) -> tuple[dt.date, dt.date]:
     return start, end
 
 
-def _in_season(area: Area, day: dt.date) -> bool:
+def in_season(area: Area, day: dt.date) -> bool:
+    """Whether a day is to be used, see ``Area.season``."""
     start, end = _season(area)
     return start <= day <= end
 
 
-def _season_text(area: Area) -> str:
+def season_text(area: Area) -> str:
+    """The season in a message."""
     return "" if area.season is None else f" from {area.season[0]} to {area.season[1]}"

@@ -10,7 +10,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geomed.data.products import Product, find_products, year_of
-from geomed.data.units import in_units, observed
+from geomed.data.units import in_units, stored
 from geomed.io.dates import date_of_day
 from geomed.io.sampling import look_up
 from geomed.windows import Window
@@ -76,7 +76,15 @@ class Series:
         Raises:
             ValueError: the files do not make a series, or the resolution does not fit them.
         """
-        found = find_products(area, bands)
+        return cls.of(area, find_products(area, bands), resolution, min_clear=min_clear)
+
+    @classmethod
+    def of(cls, area: Area, found: Sequence[Product], resolution: float | None = None, *, min_clear: float) -> Series:
+        """A series of products that are found already, by date and on one grid; see ``open``.
+
+        Raises:
+            ValueError: the resolution does not fit them.
+        """
         image = found[0].raster.grid
         coarser, finer = (1, 1) if resolution is None else _ratio(image, resolution, area.name)
         rows, columns = image.shape.y * finer // coarser, image.shape.x * finer // coarser
@@ -105,6 +113,11 @@ class Series:
     def merged(self) -> int:
         """How many days have several products."""
         return sum(len(products) > 1 for products in self.products)
+
+    @property
+    def pointwise(self) -> bool:
+        """Cloudy dates are left out window by window."""
+        return False
 
     def read(self, window: Window) -> dict[str, NDArray[np.generic]]:
         """``values`` [T, C, H, W], ``days`` [T] and ``valid`` [T, H, W] of a window.
@@ -208,10 +221,9 @@ class Series:
 
     def _image(self, product: Product, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Reflectance on the grid and where every band of it was observed; a larger pixel is the mean of its parts."""
-        unit = self.area.reflectance
+        unit = product.units or self.area.reflectance
         native, crop = self._native(window)
-        numbers = product.raster.read(native, product.bands)
-        there = observed(numbers, (product.raster.nodata, unit.nodata))
+        numbers, there = stored(product.images, native, unit.nodata)
         values = in_units(numbers, there, scale=unit.scale, offset=unit.offset)
         if self.coarser > 1:
             parts = (window.height, self.coarser, window.width, self.coarser)

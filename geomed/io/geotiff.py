@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from xml.sax.saxutils import escape
@@ -18,10 +13,11 @@ import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
-from geomed.io.tiff import needed_bytes
+from geomed.io.handles import lent, silence
 from geomed.windows import Window
 
 if TYPE_CHECKING:
@@ -34,16 +30,6 @@ NODATA = 255
 """Value of a map where no class is known."""
 
 _TILE = 256
-
-
-def _room_for_files() -> int:
-    """How many files one process may keep open: half of what the system allows, between 16 and 2048."""
-    if sys.platform == "win32":
-        return 256
-    import resource  # Unix only
-
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 2048 if allowed == resource.RLIM_INFINITY else max(16, min(allowed // 2, 2048))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +57,35 @@ class GeoTiff:
     offsets: tuple[float, ...]
     """Summand of each band that the file declares, 0 where none."""
 
+    masks: int = 0
+    """Mask bands, which say where there is an observation: none, 1 for all bands together, or one for each."""
+
+    alpha: int | None = None
+    """The band, from 1, that says how opaque a pixel is; where it is 0 there is no observation."""
+
+    url: str = ""
+    """Where it is read from if not from ``path`` on this machine: an address as GDAL takes it."""
+
     @classmethod
     def open(cls, path: str | Path) -> GeoTiff:
         """Read the head of a file.
+
+        Args:
+            path: the file, or an address, see ``is_remote``.
 
         Raises:
             ValueError: it is missing, truncated or no raster, holds complex numbers, or lies on control points and not
                 on a grid.
         """
+        url = str(path) if is_remote(str(path)) else ""
         path = Path(path)
-        if not path.is_file():
+        if not url and not path.is_file():
             raise ValueError(f"{path}: there is no such file; correct the path")
-        with _explained(path, "opened"):
-            file = _file(path)
+        with _explained(url or path, "opened"), lent(path, url) as file:
+            return cls._of(file, path, url)
+
+    @classmethod
+    def _of(cls, file: rasterio.DatasetReader, path: Path, url: str) -> GeoTiff:
         if any("complex" in kind for kind in file.dtypes):
             raise ValueError(f"{path}: pixels must be real numbers, these are {file.dtypes[0]}; convert them before")
         if file.gcps[0] and file.transform.is_identity:
@@ -99,6 +101,9 @@ class GeoTiff:
             nodata=file.nodata,
             scales=tuple(file.scales),
             offsets=tuple(file.offsets),
+            masks=_masks(file),
+            alpha=_alpha(file),
+            url=url,
         )
 
     @property
@@ -106,18 +111,49 @@ class GeoTiff:
         """All its pixels."""
         return Window(0, 0, self.grid.shape.y, self.grid.shape.x)
 
-    def read(self, window: Window, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
-        """Stored numbers [bands, rows, columns]; bands count from 1, None: all.
+    def read(
+        self, window: Window, bands: Sequence[int] | None = None, *, out: NDArray[np.generic] | None = None
+    ) -> NDArray[np.generic]:
+        """Stored numbers [bands, rows, columns].
+
+        Args:
+            window: the pixels wanted.
+            bands: count from 1; None: all.
+            out: where to put the numbers; None: into a new array.
 
         Raises:
             ValueError: the window leaves the raster, or the file is truncated or damaged there.
         """
+        self._refuse_outside(window)
+        indexes = list(bands) if bands is not None else list(range(1, len(self.bands) + 1))
+        with _explained(self.url or self.path, "read"), lent(self.path, self.url) as file:
+            values: NDArray[np.generic] = file.read(indexes, window=_rasterio(window), out=out)
+        return values
+
+    def mask(self, window: Window, bands: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Where [rows, columns] mask and alpha band let all of these bands through; None: the file has neither.
+
+        An alpha band that is itself among the bands is data like the others. What is nodata or NaN is not looked for.
+
+        Raises:
+            ValueError: the window leaves the raster, or the file is truncated or damaged there.
+        """
+        transparent = self.alpha is not None and self.alpha not in bands
+        if not self.masks and not transparent:
+            return None
+        self._refuse_outside(window)
+        there = np.ones((window.height, window.width), dtype=np.bool_)
+        with _explained(self.url or self.path, "read"), lent(self.path, self.url) as file:
+            if self.masks:
+                masked = list(bands[:1] if self.masks == 1 else bands)
+                there &= (file.read_masks(masked, window=_rasterio(window)) != 0).all(axis=0)
+            if transparent:
+                there &= file.read(self.alpha, window=_rasterio(window)) != 0
+        return there
+
+    def _refuse_outside(self, window: Window) -> None:
         if not _inside(window, self.grid):
             raise ValueError(f"{self.path}: {window} leaves the raster of {self.grid.shape.yx}; read inside it")
-        indexes = list(bands) if bands is not None else list(range(1, len(self.bands) + 1))
-        with _explained(self.path, "read"):
-            values: NDArray[np.generic] = _file(self.path).read(indexes, window=_rasterio(window))
-        return values
 
 
 class MapWriter:
@@ -156,7 +192,7 @@ class MapWriter:
         self._part = self.path.with_name(self.path.name + ".part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part.unlink(missing_ok=True)
-        with _explained(self.path, "created"):
+        with _explained(self.path, "created"), silence():
             self._file = rasterio.open(
                 self._part,
                 "w",
@@ -204,13 +240,7 @@ class MapWriter:
             return
         with _explained(self.path, "written"):
             self._file.close()
-        entries = "".join(f"<Category>{escape(name)}</Category>" for name in self.names)
-        beside = self.path.with_name(self.path.name + ".aux.xml")
-        beside.write_text(
-            f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{entries}</CategoryNames></PAMRasterBand>'
-            "</PAMDataset>\n",
-            encoding="utf-8",
-        )
+        write_category_names(self.path.with_name(self.path.name + ".aux.xml"), self.names)
         self._part.replace(self.path)
 
     def discard(self) -> None:
@@ -247,6 +277,22 @@ def write_map(
         writer.write(Window(0, 0, grid.shape.y, grid.shape.x), classes)
 
 
+def write_category_names(path: Path, names: Sequence[str]) -> None:
+    """Write names of classes where GDAL and QGIS look for them: a GeoTIFF has no place for them.
+
+    Args:
+        path: the raster's name with ``.aux.xml`` behind it; a file there is replaced whole.
+        names: in index order.
+    """
+    entries = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    part = path.with_name(path.name + ".part")
+    part.write_text(
+        f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{entries}</CategoryNames></PAMRasterBand></PAMDataset>\n',
+        encoding="utf-8",
+    )
+    part.replace(path)
+
+
 def _inside(window: Window, grid: GeoBox) -> bool:
     return (
         min(window.row, window.column) >= 0
@@ -256,38 +302,38 @@ def _inside(window: Window, grid: GeoBox) -> bool:
     )
 
 
+def is_remote(path: str) -> bool:
+    """Whether a text is an address (``https://``, ``s3://``, GDAL's ``/vsi…``), no path of a file on this machine."""
+    return "://" in path or path.startswith("/vsi")
+
+
+def _masks(file: rasterio.DatasetReader) -> int:
+    """How many mask bands a file has, besides nodata and alpha."""
+    flags = [set(found) for found in file.mask_flag_enums]
+    if any(MaskFlags.per_dataset in found and MaskFlags.alpha not in found for found in flags):
+        return 1
+    return len(flags) if any(not found for found in flags) else 0
+
+
+def _alpha(file: rasterio.DatasetReader) -> int | None:
+    """The alpha band, unless it is described as something else: GDAL takes the fourth of four bytes for it."""
+    for number, (meaning, text) in enumerate(zip(file.colorinterp, file.descriptions, strict=True), start=1):
+        if meaning == ColorInterp.alpha and (text or "alpha").strip().lower() == "alpha":
+            return number
+    return None
+
+
 def _rasterio(window: Window) -> RasterioWindow:
     return RasterioWindow(window.column, window.row, window.width, window.height)
 
 
-def _file(path: Path) -> rasterio.DatasetReader:
-    """The open file: kept open, for opening costs ten times as much as reading a window."""
-    stat = path.stat()
-    return _opened(path, (stat.st_mtime_ns, stat.st_size), os.getpid(), threading.get_ident())
-
-
-@lru_cache(maxsize=_room_for_files())
-def _opened(path: Path, _stamp: tuple[int, int], _process: int, _thread: int) -> rasterio.DatasetReader:
-    """Stamp: a file written anew is opened anew. Process and thread: a handle of GDAL must not be shared."""
-    needed, size = needed_bytes(path), path.stat().st_size
-    if needed is not None and needed > size:
-        # GDAL opens such a file without its last tags, among them perhaps coordinate system and band names
-        raise ValueError(
-            f"{path}: the file is truncated, by its directory it has {needed} bytes and there are {size}; copy it again"
-        )
-    return rasterio.open(path)
-
-
 @contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
-    """Turn GDAL's errors into one line with the file's name, and be silent about missing georeferencing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a grid without CRS is a grid: GeoTiff.grid tells
-        try:
-            yield
-        except (RasterioError, OSError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{path}: the file cannot be {what} ({reason}); it is truncated, damaged or of another kind: "
-                "copy it again"
-            ) from error
+def _explained(path: Path | str, what: str) -> Iterator[None]:
+    """Turn GDAL's errors into one line with the file's name."""
+    try:
+        yield
+    except (RasterioError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: the file cannot be {what} ({reason}); it is truncated, damaged or of another kind: copy it again"
+        ) from error

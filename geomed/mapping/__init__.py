@@ -1,0 +1,1 @@
+"""Many scenes, one model: `geomed map`, and the models that it reads."""

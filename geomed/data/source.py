@@ -46,6 +46,9 @@ class Source(ABC):
     - ``scene`` int64 []: index into ``scenes()``
     - ``read``, ``keep`` int64 [4]: row, column, height, width in the scene's grid: the pixels of this sample, and those
       among them that a map takes from it
+
+    Where a whole image has a label and no place in the world, as a medical scan, there is ``label`` and neither
+    ``labels`` nor ``scene``, ``read``, ``keep``; see ``geomed.data.scan_source.ScanSource``.
     """
 
     bands: tuple[str, ...]
@@ -63,15 +66,15 @@ class Source(ABC):
     def split(self, part: Part) -> Dataset[dict[str, Tensor]]:
         """The samples of one part: a map-style data set that pickles and opens its files lazily."""
 
-    @abstractmethod
     def scenes(self) -> tuple[Scene, ...]:
-        """The scenes that ``scene`` of a sample counts through."""
+        """The scenes that ``scene`` of a sample counts through; none of a source that maps nothing."""
+        return ()
 
 
 def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Samples of any length and size → one batch, padded at the end of T, H and W to the largest among them.
+    """Samples of any length and size → one batch, padded at the end of T or S, H and W to the largest among them.
 
-    Padding is marked as such: ``valid`` False, ``labels`` IGNORE, ``values`` and ``days`` 0.
+    Padding is marked as such: ``valid`` and ``present`` False, ``labels`` IGNORE, the others 0.
 
     Raises:
         ValueError: some of the samples have labels and others do not.
@@ -85,21 +88,23 @@ def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
                 "the samples of a batch must hold the same things, here "
                 f"{', '.join(sorted(sample.keys() ^ keys))} is in some only; give every area labels or none"
             )
-    times = max(len(sample["days"]) if "days" in sample else 0 for sample in samples)
-    height = max(sample["values"].shape[-2] for sample in samples)
-    width = max(sample["values"].shape[-1] for sample in samples)
+    length = "present" if "present" in keys else "days"  # of volumes, of series
+    times = max(len(sample[length]) if length in sample else 0 for sample in samples)
+    values = "slices" if "slices" in keys else "values"
+    height = max(sample[values].shape[-2] for sample in samples)
+    width = max(sample[values].shape[-1] for sample in samples)
     return {key: torch.stack([_padded(key, sample[key], times, height, width) for sample in samples]) for key in keys}
 
 
 def _padded(key: str, tensor: Tensor, times: int, height: int, width: int) -> Tensor:
-    if key == "days":
+    if key in {"days", "present"}:
         return pad(tensor, (0, times - tensor.shape[0]))
-    if key not in {"values", "valid", "labels"}:
+    if key not in {"values", "slices", "valid", "labels"}:
         return tensor
     room = [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]]
     if key == "labels":
         return pad(tensor, room, value=IGNORE)
     if not times:
         return pad(tensor, room)
-    channels = [0, 0] if key == "values" else []
+    channels = [0, 0] if key in {"values", "slices"} else []
     return pad(tensor, [*room, *channels, 0, times - tensor.shape[0]])

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SPACE = ("values", "valid", "labels")
+_SPACE = ("values", "slices", "valid", "labels")
 _TIME = ("values", "days", "valid")
 
 
@@ -66,7 +66,7 @@ class Augment:
         Raises:
             ValueError: dates are to be dropped or shifted, and the sample is a single image.
         """
-        height, width = sample["values"].shape[-2:]
+        height, width = sample["slices" if "slices" in sample else "values"].shape[-2:]
         if "days" not in sample and (self.drop_dates or self.shift_days):
             raise ValueError(
                 "drop_dates and shift_days change series, these samples are single images; leave both of augment out"

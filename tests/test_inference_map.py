@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from fakes import write_polygons, write_raster
+from fakes import GRID, VEGETATION, write_polygons, write_raster, write_series
+from made_runs import make_run
 from odc.geo.geobox import GeoBox
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -269,6 +270,39 @@ def test_turned_grids_and_grids_without_a_place_are_kept(trained, tmp_path, affi
         with rasterio.open(tmp_path / "maps/odd.tif") as made:
             assert made.transform.almost_equals(affine, 1e-9)
             assert made.crs == (None if crs is None else rasterio.crs.CRS.from_string(crs))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+def test_an_exported_file_maps_as_its_run(trained, scenes, tmp_path, kind):
+    file = tmp_path / ("tiny.onnx" if kind == "onnx" else "tiny.pt2")
+    assert main(["export", "--model", str(trained), "--to", kind, "--out", str(file)]) == 0
+    more = ("--probabilities", "--input", str(scenes / "west.tif"))
+    for name, model in (("run", trained), ("file", file)):
+        assert main(words(model, scenes, tmp_path / name, *more)) == 0
+    with (
+        rasterio.open(tmp_path / "run/west_probabilities.tif") as one,
+        rasterio.open(tmp_path / "file/west_probabilities.tif") as other,
+    ):
+        assert np.abs(one.read().astype(int) - other.read().astype(int)).max() <= 1
+
+
+def test_series_are_mapped_from_folders_of_dates(tmp_path):
+    """With a cloud over one corner on all dates, which stays unknown, and one on a single date, which does not."""
+    run = tmp_path / "runs/crops"
+    make_run(run, "TSViT", "LoRA")
+    clouds = np.full((3, *GRID.shape.yx), VEGETATION)
+    clouds[:, :6, :9] = 9
+    clouds[1, 20:, 20:] = 9
+    write_series(tmp_path / "areas/home", bands=("B04", "B08", "B11"), scl=clouds)
+    given = ["map", "--model", str(run), "--input", f"{tmp_path}/areas/*", "--out", str(tmp_path / "maps")]
+    assert main([*given, "--scl", "{stem}_SCL.tif", "--bad", "none", "--min-clear", "0.1", "--confidence"]) == 0
+    with rasterio.open(tmp_path / "maps/home.tif") as made:
+        classes = made.read(1)
+    unknown = np.zeros(classes.shape, dtype=bool)
+    unknown[:6, :9] = True
+    assert ((classes == 255) == unknown).all()
+    item = json.loads((tmp_path / "maps/home.json").read_text())["properties"]
+    assert (item["start_datetime"], item["end_datetime"]) == ("2021-03-05T00:00:00Z", "2021-07-23T00:00:00Z")
 
 
 def test_a_raster_of_one_pixel(trained, tmp_path):

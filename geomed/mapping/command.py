@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--scl", metavar="PATTERN", help="of series: scene classification, such as '{stem}_SCL.tif', or none"
     )
+    images.add_argument("--bad", metavar="PATTERN", help="of series: cloud mask whose 0 is good, or none")
     images.add_argument("--clear", type=int, nargs="+", metavar="CODE", help="of series: its classes that are clear")
     images.add_argument(
         "--min-clear", type=float, help="of series: share of a window that must be clear for a date to count"
@@ -228,9 +229,11 @@ def _settings(given: argparse.Namespace, trained: Trained) -> Settings:
     """What is known of the images: said here, or in training."""
     model, masks = trained.model, trained.masks or Masks()
     if given.scl is not None:
-        masks = Masks(scl=None if given.scl == "none" else given.scl, clear=masks.clear, bad=masks.bad)
+        masks = replace(masks, scl=None if given.scl == "none" else given.scl)
+    if given.bad is not None:
+        masks = replace(masks, bad=None if given.bad == "none" else given.bad)
     if given.clear is not None:
-        masks = Masks(scl=masks.scl, clear=tuple(given.clear), bad=masks.bad)
+        masks = replace(masks, clear=tuple(given.clear))
     return Settings(
         bands=model.bands,
         series=model.series,

@@ -25,10 +25,12 @@ Adapt large vision backbones to satellites and scans, with few labels and few tr
 
 commands:
   demo         simulate two regions and two years, train on one, adapt to the other, write map and report
+  demo scans   simulate patients of three sites, train at one, adapt to the others, write a report
   fit          train what a config describes
   validate     score on the validation part
   test         score on the test part, write metrics.json
-  predict      write georeferenced maps
+  predict      write georeferenced maps; of a classification predictions.csv
+  report       write a page about one classification, or several side by side
   map          map any scenes with a trained model: any size, many at once, resumable, on one machine or many
   export       write a trained model as one file, for torch.export or ONNX
   sensitivity  choose which weights to train within a budget, for the adapter SPT
@@ -36,12 +38,14 @@ commands:
 
 Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run
 in runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
+A config whose model has the class_path Classification learns labels of whole images (fit --model.help Classification);
+fit and test --baselines then do the same for a linear probe and a small convolutional network, in folders beside.
 
 options:
   -h, --help   show this
   --version    show the version
 """
-OWN = ("demo", "map", "export", "sensitivity", "adapters")
+OWN = ("demo", "report", "map", "export", "sensitivity", "adapters")
 TRAINER = ("fit", "validate", "test", "predict")
 
 
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command, rest = given[0], given[1:]
     if command in TRAINER:
-        return _told(lambda: _lightning(command, rest))
+        return _told(lambda: _with_baselines(command, rest))
     if command in OWN:
         return _told(lambda: _own(command, rest))
     if command.startswith("-") and any(name in given for name in TRAINER):
@@ -101,6 +105,10 @@ def _own(command: str, rest: Sequence[str]) -> int:
         from geomed.adapters_command import main as adapters  # late: likewise
 
         return adapters(rest)
+    if command == "report":
+        from geomed.report import main as report  # late: likewise
+
+        return report(rest)
     if command == "map":
         from geomed.mapping.command import main as map_scenes  # late: likewise
 
@@ -126,10 +134,71 @@ def _config_name(rest: Sequence[str]) -> str:
     return name
 
 
-def _lightning(command: str, rest: Sequence[str]) -> int:
-    """One LightningCLI for fit, validate, test and predict."""
+def _names_a_model(rest: Sequence[str]) -> bool:
+    """Whether a config, or an option, says which class the model is; without that it is a Segmentation."""
+    import yaml
+
+    if any(word.partition("=")[0] in {"--model", "--model.class_path", "--model.help"} for word in rest):
+        return True
+    for position, word in enumerate(rest):
+        path = word.partition("=")[2] if word.startswith("--config=") else ""
+        if word in {"--config", "-c"} and position + 1 < len(rest):
+            path = rest[position + 1]
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
+            return True
+    return False
+
+
+def _with_baselines(command: str, rest: Sequence[str]) -> int:
+    """The run, and where `--baselines` asks for it the two that it has to beat."""
+    wanted = "--baselines" in rest
+    words = [word for word in rest if word != "--baselines"]
+    if wanted and command not in {"fit", "test"}:
+        raise ValueError(f"baselines are fitted and tested; leave --baselines out of geomed {command}")
+    if wanted and not _names_a_model(words):
+        raise ValueError("--baselines is for a Classification: a config with model.class_path; leave it out")
+    code, config = _lightning(command, words)
+    if code:
+        return code
+    folders = [Path(config["trainer"]["default_root_dir"])]
+    if not wanted:
+        return _page(command, folders)
+    import yaml
+
+    from geomed.tasks.baselines import SUFFIXES, baseline  # late: imports nothing heavy, but its package does
+
+    for suffix in SUFFIXES:
+        changed = baseline(config, suffix)
+        path = Path(changed["trainer"]["default_root_dir"]) / f"{command}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+        print(f"geomed: {command} of the baseline {suffix}")
+        code, _ = _lightning(command, ["--config", str(path)])
+        if code:
+            return code
+        folders.append(path.parent)
+    return _page(command, folders)
+
+
+def _page(command: str, folders: Sequence[Path]) -> int:
+    """After the test of a classification the page of its run, with its baselines beside it."""
+    if command != "test" or not (folders[0] / "evaluation" / "setup.json").is_file():
+        return 0
+    from geomed.report import main as report  # late: imports numpy
+
+    return report([*map(str, folders), "--out", str(folders[0] / "report.html")])
+
+
+def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """One LightningCLI for fit, validate, test and predict; returns the exit code and the config as it was parsed."""
     # late: these import torch
+    import yaml
     from jsonargparse import ArgumentError
+    from lightning.pytorch import LightningModule
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
@@ -137,9 +206,12 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
 
     import geomed.public  # noqa: F401  (so that configs may name every class shortly)
     from geomed.data.datamodule import DataModule
+    from geomed.evaluation.labelled_cases import LabelledCases
     from geomed.inference.maps import MapsCallback
     from geomed.tasks.adapter_export import AdapterExport
     from geomed.tasks.allocation import SparsityAllocation
+    from geomed.tasks.best_checkpoint import BestCheckpoint
+    from geomed.tasks.classification import Classification
     from geomed.tasks.segmentation import Segmentation
 
     _quiet()
@@ -158,12 +230,19 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
         def instantiate_trainer(self, **given: Any) -> Trainer:  # noqa: ANN401  (Lightning's signature)
             chosen = self.config_init[command]["trainer"]
             folder = Path(chosen["default_root_dir"])
+            monitor, checkpoint, maps = "val/macro_f1", ModelCheckpoint, [MapsCallback()]
+            if isinstance(self.model, Classification):
+                source = self.datamodule.source
+                grades = isinstance(source, LabelledCases) and source.ordered
+                monitor, checkpoint, maps = "val/quadratic_kappa" if grades else "val/auroc", BestCheckpoint, []
+                if command != "fit" and self.config_init[command]["ckpt_path"] is None:
+                    self.config_init[command]["ckpt_path"] = _best(folder, loaded=self.model.loaded)
             _check_checkpoint(command, self.config_init[command]["ckpt_path"], folder)
             self.trainer_defaults["callbacks"] = [
-                ModelCheckpoint(
+                checkpoint(
                     dirpath=folder / "checkpoints",
                     filename="best",
-                    monitor=None if chosen["limit_val_batches"] == 0 else "val/macro_f1",
+                    monitor=None if chosen["limit_val_batches"] == 0 else monitor,
                     mode="max",
                     save_last=True,
                     enable_version_counter=False,
@@ -171,16 +250,18 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
                 LearningRateMonitor("step"),
                 AdapterExport(),
                 SparsityAllocation(),
-                MapsCallback(),
+                *maps,
             ]
             if chosen["logger"] is None:
                 given["logger"] = CSVLogger(folder, name="logs")
             return super().instantiate_trainer(**given)
 
+    named = _names_a_model(rest)
     try:
-        Command(
-            Segmentation,
+        run = Command(
+            LightningModule if named else Segmentation,
             DataModule,
+            subclass_mode_model=named,
             args=[command, *rest],
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -191,8 +272,23 @@ def _lightning(command: str, rest: Sequence[str]) -> int:
         raise ValueError(str(error)) from error
     except SIGTERMException:
         print(f"geomed: stopped; go on with: geomed {command} {' '.join(rest)} --ckpt_path last", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    return 0
+        return 128 + signal.SIGTERM, {}
+    config: dict[str, Any] = yaml.safe_load(run.parser.dump(run.config, skip_none=False))[command]
+    return 0, config
+
+
+def _best(folder: Path, *, loaded: bool) -> str | None:
+    """The best checkpoint of a run, for what is done after it; None where the config itself brings weights.
+
+    Raises:
+        ValueError: there is neither; a head of random weights would be scored.
+    """
+    path = folder / "checkpoints" / "best.ckpt"
+    if path.is_file():
+        return str(path)
+    if loaded:
+        return None
+    raise ValueError(f"{folder}: the run has no checkpoint yet; run geomed fit first, or give --ckpt_path")
 
 
 def _check_checkpoint(command: str, wanted: str | None, folder: Path) -> None:

@@ -27,21 +27,40 @@ from geomed.adapters.spt import SPT
 from geomed.adapters.ssf import SSF
 from geomed.adapters.tune import Tune
 from geomed.adapters.vpt import VPT
+from geomed.backbones.cnn import Cnn
 from geomed.backbones.inputs import Inputs
 from geomed.backbones.tsvit import TSViT, TSViTSize
 from geomed.backbones.vit import ViT, ViTSize
 from geomed.data.area import Area, Labels, Legend, Masks, Reflectance
+from geomed.data.case_ids import CaseIds
 from geomed.data.datamodule import DataModule
+from geomed.data.duplicates import Duplicates
+from geomed.data.folder_of_classes import FolderOfClasses
 from geomed.data.image import Image
+from geomed.data.med_mnist import MedMnist
 from geomed.data.pastis import Pastis
+from geomed.data.rendition import Rendition
+from geomed.data.scan_cache import ScanCache
+from geomed.data.scan_files import Reading
+from geomed.data.scan_table import ScanTable
 from geomed.data.scenes import Scenes
 from geomed.data.sentinel2_series import Sentinel2Series
+from geomed.data.simulated_cohort import SimulatedCohort
 from geomed.data.simulated_season import SimulatedSeason
+from geomed.data.targets import Findings, Grade, OneOf
+from geomed.data.transforms import Augment
+from geomed.evaluation.classification_scores import ClassificationScores
+from geomed.evaluation.operating_point import SensitivityAtLeast, SpecificityAtLeast, Youden
+from geomed.evaluation.patient_splits import AllIn, ByMark, ByPatient, ByPatientFold, BySite
 from geomed.evaluation.splits import ByArea, ByBlocks, ByYear, Together
+from geomed.heads.attention_mil import AttentionMIL
 from geomed.heads.class_tokens import ClassTokens, ClassTokensPooled
 from geomed.heads.linear import Linear
+from geomed.heads.pooled import CumulativeLink, Pooled
 from geomed.inference.maps import MapsCallback
 from geomed.pixels import Pixels
+from geomed.tasks.case_losses import BinaryCrossEntropy, CategoricalCrossEntropy
+from geomed.tasks.classification import Classification
 from geomed.tasks.losses import CrossEntropy, Dice, Focal
 from geomed.tasks.optimisation import Optimisation
 from geomed.tasks.segmentation import Segmentation
@@ -57,24 +76,42 @@ __all__ = [
     "VPT",
     "AdaptFormer",
     "Adapter",
+    "AllIn",
     "AllocationRule",
     "Area",
+    "AttentionMIL",
+    "Augment",
     "BaseWeights",
+    "BinaryCrossEntropy",
     "BitFit",
     "ByArea",
     "ByBlocks",
+    "ByMark",
+    "ByPatient",
+    "ByPatientFold",
+    "BySite",
     "ByYear",
+    "CaseIds",
+    "CategoricalCrossEntropy",
     "ClassTokens",
     "ClassTokensPooled",
+    "Classification",
+    "ClassificationScores",
+    "Cnn",
     "Columns",
     "Convpass",
     "CrossEntropy",
+    "CumulativeLink",
     "DataModule",
     "Dice",
+    "Duplicates",
     "EarthAdapter",
     "ExPLoRA",
     "FacT",
+    "Findings",
     "Focal",
+    "FolderOfClasses",
+    "Grade",
     "Image",
     "Inputs",
     "Labels",
@@ -84,20 +121,30 @@ __all__ = [
     "LoRA",
     "MapsCallback",
     "Masks",
+    "MedMnist",
+    "OneOf",
     "Optimisation",
     "Pastis",
     "Peft",
     "Pixels",
     "Plan",
+    "Pooled",
     "Prompts",
+    "Reading",
     "Reflectance",
     "Rein",
+    "Rendition",
     "RepAdapter",
+    "ScanCache",
+    "ScanTable",
     "Scenes",
     "Segmentation",
+    "SensitivityAtLeast",
     "Sentinel2Series",
     "SideNetwork",
+    "SimulatedCohort",
     "SimulatedSeason",
+    "SpecificityAtLeast",
     "TSViT",
     "TSViTSize",
     "Together",
@@ -105,6 +152,7 @@ __all__ = [
     "Tune",
     "ViT",
     "ViTSize",
+    "Youden",
     "adapter_state",
     "attach",
     "detach",

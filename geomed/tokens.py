@@ -23,6 +23,9 @@ class TokenSpec:
     groups: int = 1
     """How many equal slices a token is made of: the number of class tokens of a TSViT, else 1."""
 
+    class_token: bool = False
+    """Whether the first token of the prefix stands for the whole image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:

@@ -270,6 +270,21 @@ def test_a_head_for_whole_images_makes_no_map(tmp_path):
         reads_series(Network(backbone, ClassTokensPooled(backbone.spec)))
 
 
+@pytest.mark.parametrize("command", ["map", "export"])
+@pytest.mark.parametrize("name", ["Classification", "geomed.tasks.classification.Classification"])
+def test_a_classification_makes_no_map(tmp_path, capfd, command, name):
+    from geomed.cli import main
+
+    folder, _ = make_run(tmp_path / "run", "ViT")
+    edit(folder, lambda config: config.update(model={"class_path": name, "init_args": config["model"]}))
+    out = tmp_path / "model.onnx"
+    given = ["--model", str(folder), "--out", str(out)]
+    assert main([command, *given, *(["--input", "a.tif"] if command == "map" else ["--to", "onnx"])]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "config.yaml: a Classification answers for whole images" in line
+    assert not out.exists()
+
+
 def test_an_unknown_precision_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one of 32, bf16, fp16, not '64'"):
         load_model(tmp_path, device=CPU, precision="64")

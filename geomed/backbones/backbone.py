@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class Backbone(nn.Module, ABC):
     """A vision network built of blocks `Tokens → Tokens`."""
 
+    name: str = ""
+    """What it is called where it comes from: timm's name."""
+
     spec: TokenSpec
     """What a head may know before any token exists."""
 

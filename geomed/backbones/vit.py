@@ -119,6 +119,7 @@ class ViT(Backbone):
                 f"{name} is a {type(model).__name__} on {type(model.patch_embed).__name__}; this backbone wraps timm's "
                 "VisionTransformer with a plain patch embedding, such as vit_* or deit3_*"
             )
+        self.name = name
         self.inputs = inputs
         _set_bands(model.patch_embed, inputs.bands)
         self.blocks = nn.ModuleList(_tokens_block(block) for block in model.blocks)
@@ -130,7 +131,9 @@ class ViT(Backbone):
         self.stem = model  # what is left of it: patch embedding, prefix tokens, positions
         self.prefix: int = model.num_prefix_tokens
         self.checkpoint_blocks = checkpoint_blocks
-        self.spec = TokenSpec(dim=model.embed_dim, patch=model.patch_embed.patch_size[0])
+        self.spec = TokenSpec(
+            dim=model.embed_dim, patch=model.patch_embed.patch_size[0], class_token=model.has_class_token
+        )
 
     def forward(self, pixels: Pixels, *, depths: Sequence[int] = (-1,)) -> tuple[Tokens, ...]:
         """Images → prefix and patch tokens, normalised by the last norm, after each block asked for.

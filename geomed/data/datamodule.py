@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geomed.data.shuffle import InMemory, Shuffle, Shuffled, count
 from geomed.data.source import Part, Source, collate
 from geomed.data.transforms import Augment
+from geomed.evaluation.labelled_cases import LabelledCases
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,8 @@ class DataModule(lightning.LightningDataModule):
     """Batches of a source.
 
     Training samples come in a new order each epoch and are augmented; both follow from ``seed`` and the epoch alone,
-    whatever the count of workers. The other parts come in their order, unchanged.
+    whatever the count of workers. The other parts come in their order, unchanged. Of cases with labels the test comes
+    with val behind it, on which a threshold and a temperature are chosen.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class DataModule(lightning.LightningDataModule):
         workers: int = 0,
         augment: Augment | None = Augment(),  # noqa: B008  (frozen)
         in_memory: bool = False,
+        balanced: bool = False,
         seed: int = 0,
     ) -> None:
         """Hold the source; nothing is read before ``prepare_data``.
@@ -50,6 +53,7 @@ class DataModule(lightning.LightningDataModule):
             workers: processes that read; 0: this one.
             augment: what may change a training sample; None: nothing.
             in_memory: keep every sample once it is read (each worker keeps its own).
+            balanced: draw training cases with replacement so that every class is as likely; for one label a case.
             seed: of order and augmentation.
 
         Raises:
@@ -64,7 +68,7 @@ class DataModule(lightning.LightningDataModule):
             )
         self.source, self.augment = source, augment
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
-        self.in_memory, self.seed = in_memory, seed
+        self.in_memory, self.balanced, self.seed = in_memory, balanced, seed
         self.parts: dict[Part, Dataset[dict[str, Tensor]]] = {}
 
     def prepare_data(self) -> None:
@@ -81,7 +85,10 @@ class DataModule(lightning.LightningDataModule):
         Raises:
             ValueError: the split does not fit the data, or there is nothing to do in this stage.
         """
-        for part in _STAGES[stage]:
+        wanted = _STAGES[stage]
+        if stage == "test" and isinstance(self.source, LabelledCases) and self.source.division.part("val"):
+            wanted = ("test", "val")
+        for part in wanted:
             if part in self.parts:
                 continue
             samples = self.source.split(part)
@@ -92,19 +99,37 @@ class DataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled and augmented."""
         samples = self.parts["train"]
-        return self._loader(Shuffled(samples, self.augment), self.batch_size, Shuffle(samples, self.seed))
+        order = Shuffle(samples, self.seed, self._shares() if self.balanced else None)
+        return self._loader(Shuffled(samples, self.augment), self.batch_size, order)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[DataLoader[dict[str, Tensor]]]:
         """In order; no loader at all where the split has no val part."""
         return self._loader(self.parts["val"], self.eval_batch_size) if count(self.parts["val"]) else []
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """In order."""
-        return self._loader(self.parts["test"], self.eval_batch_size)
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[DataLoader[dict[str, Tensor]]]:
+        """In order; of cases with labels test and, where there is one, val."""
+        test = self._loader(self.parts["test"], self.eval_batch_size)
+        if isinstance(self.source, LabelledCases) and "val" in self.parts and count(self.parts["val"]):
+            return [test, self._loader(self.parts["val"], self.eval_batch_size)]
+        return test
 
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """In order."""
         return self._loader(self.parts["predict"], self.eval_batch_size)
+
+    def _shares(self) -> Tensor:
+        """How likely each training case is drawn: as much as all others of its class together as of another.
+
+        Raises:
+            ValueError: the samples have not one label each.
+        """
+        if not isinstance(self.source, LabelledCases) or self.source.several:
+            raise ValueError(
+                "balanced sampling is for cases of one class each; for findings take BinaryCrossEntropy with weights "
+                "balanced, for maps weights of the loss"
+            )
+        labels = torch.from_numpy(self.source.truth("train"))
+        return 1 / torch.bincount(labels).double()[labels]
 
     def _loader(
         self, samples: Dataset[dict[str, Tensor]], batch_size: int, sampler: Sampler[tuple[int, int]] | None = None

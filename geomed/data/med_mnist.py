@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from geomed.data.duplicates import Duplicates, fingerprint, look_alikes, refuse_across, refuse_contradictions
 from geomed.data.med_mnist_sets import SETS
 from geomed.data.source import Part, Source
+from geomed.evaluation.labelled_cases import LabelledCases
 from geomed.evaluation.patient_splits import Case, CaseDivision
 from geomed.evaluation.splits import PARTS
 
@@ -35,7 +36,7 @@ _AS_PUBLISHED = Duplicates(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedMnist(Source):
+class MedMnist(Source, LabelledCases):
     """One file of MedMNIST: ``NAME.npz`` or ``NAME_SIZE.npz``, with the official split.
 
     Samples are as those of ``geomed.data.scan_source.ScanSource``: ``values`` uint8 [C, H, W] of images, ``slices``
@@ -106,6 +107,34 @@ class MedMnist(Source):
         shown = [np.flatnonzero(row) if self.several else row for _, labels in self._labels for row in labels]
         cases = [Case(patient=None, labels=tuple(int(label) for label in labels)) for labels in shown]
         return "\n".join([division.summary(cases, self.classes), *notes])
+
+    def truth(self, part: str) -> NDArray[np.int64]:
+        """The labels of a part's cases in their order: [n] class indices, or [n, K] of 1 and 0."""
+        name = "test" if part == "predict" else part
+        for found, table in self._labels:
+            if found == name:
+                return table.astype(np.int64) if self.several else table[:, 0].astype(np.int64)
+        return np.zeros((0, len(self.classes)) if self.several else 0, dtype=np.int64)
+
+    def case_id(self, case: int) -> str:
+        """Its part and its place there; the set is public."""
+        for part in PARTS:
+            own = self.division.part(part)
+            if own and own[0] <= case <= own[-1]:
+                return f"{part}-{case - own[0]}"
+        raise ValueError(f"there is no case {case}, they count from 0 over train, val and test")
+
+    def patient_id(self, case: int) -> str | None:
+        """Nobody knows."""
+        return None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Why look-alikes in two parts, or contradicting labels, were accepted."""
+        if self.duplicates is None:
+            return ("duplicates were not looked for",)
+        reasons = (self.duplicates.accepted, self.duplicates.contradictions)
+        return tuple(reason for reason in reasons if reason is not None)
 
     def prepare(self) -> None:
         """Check shapes, types, labels and duplicates.

@@ -19,7 +19,9 @@ from geomed.data.scan_files import Reading
 from geomed.data.scan_kinds import refuse_mixtures
 from geomed.data.scan_samples import ScanSamples, Unkept
 from geomed.data.source import Part, Source
+from geomed.evaluation.labelled_cases import LabelledCases
 from geomed.evaluation.patient_splits import AllIn, Case, CaseDivision, CaseSplit, divide_cases
+from geomed.evaluation.subgroups import bands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LISTED = 20  # files in a message
+_AGES = (18.0, 40.0, 65.0, 80.0)  # edges of the bands that ages are told in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class _Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanSource(Source):
+class ScanSource(Source, LabelledCases):
     """Pictures or volumes of patients, each with a label.
 
     Before the first sample everything is looked at once: every label, every file, the kinds of scans, images that
@@ -109,6 +112,16 @@ class ScanSource(Source):
         return self.rendition.bands
 
     @property
+    def several(self) -> bool:
+        """Whether a case may show several classes, or none."""
+        return self.target.several
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the classes are grades."""
+        return self.target.ordered
+
+    @property
     def cases(self) -> tuple[ScanCase, ...]:
         """All cases, which ``case`` of a sample counts through."""
         return self._list.cases
@@ -137,6 +150,50 @@ class ScanSource(Source):
         """What the patient of a case may be called in public."""
         patient = self.cases[case].patient
         return None if patient is None else self.ids.patient(patient)
+
+    def truth(self, part: str) -> NDArray[np.int64]:
+        """The labels of a part's cases in their order: [n] class indices; of findings [n, K] of 1, 0 and IGNORE.
+
+        Raises:
+            ValueError: as ``prepare``; or some are not known.
+        """
+        found = [self.cases[index].labels for index in self.division.part(part)]
+        known = [labels for labels in found if labels is not None]
+        if len(known) < len(found):
+            raise ValueError(f"{len(found) - len(known)} of {len(found)} cases of {part} have no label")
+        table = np.array(known, dtype=np.int64).reshape(len(known), -1)
+        return table if self.several else table.reshape(-1)
+
+    def attributes(self, case: int) -> dict[str, str]:
+        """Site, sex and age as a band, where the table has them."""
+        about = self.cases[case]
+        told = {"site": about.site, "sex": about.sex}
+        if about.age is not None:
+            told["age"] = bands([about.age], _AGES)[0]
+        return {name: value for name, value in told.items() if value is not None}
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Why look-alikes in two parts, or contradicting labels, were accepted."""
+        reasons = (self.duplicates.accepted, self.duplicates.contradictions)
+        return tuple(reason for reason in reasons if reason is not None)
+
+    @property
+    def modality(self) -> str:
+        """The unit of the scans, and whether they are volumes."""
+        facts = self._checked.facts
+        if not len(facts):
+            return ""
+        units = ", ".join(sorted({unit.decode() for unit in np.unique(facts["unit"])}))
+        return f"{'volumes' if facts['volume'][0] else 'pictures'}, {units}"
+
+    def refuse_key_inside(self, folder: Path) -> None:
+        """Make sure that the key of the names does not lie where results are shared.
+
+        Raises:
+            ValueError: it does.
+        """
+        self.ids.refuse_inside(folder)
 
     def row_of(self, case_id: str) -> int:
         """The line of the table that a name stands for, for the eyes of its owner; the header is line 1.

@@ -33,16 +33,25 @@ class Shuffle(Sampler[tuple[int, int]]):
     epoch; without it epochs are counted.
     """
 
-    def __init__(self, dataset: Dataset[dict[str, Tensor]], seed: int) -> None:
-        """Shuffle the samples of a data set."""
-        self.length, self.seed, self.epoch = count(dataset), seed, 0
+    def __init__(self, dataset: Dataset[dict[str, Tensor]], seed: int, shares: Tensor | None = None) -> None:
+        """Shuffle the samples of a data set.
+
+        Args:
+            dataset: the samples.
+            seed: of the order.
+            shares: how likely each sample is drawn, with replacement, as many as there are; None: each once.
+        """
+        self.length, self.seed, self.epoch, self.shares = count(dataset), seed, 0, shares
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator).tolist()
+        if self.shares is None:
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = torch.multinomial(self.shares, self.length, replacement=True, generator=generator).tolist()
         seeds = torch.randint(2**31, (self.length,), generator=generator).tolist()
         self.epoch += 1
         yield from zip(order, seeds, strict=True)

@@ -44,7 +44,9 @@ NOTES = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="geomed demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="geomed demo", description=__doc__, epilog="geomed demo scans is about patients in place of land."
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for everything it writes (default: out)")
     parser.add_argument("--seed", type=int, default=0, help="of land, weights and order (default: 0)")
     parser.add_argument("--fast", action="store_true", help="a small area and few steps: only to see that it runs")
@@ -162,7 +164,7 @@ def _write(
         "best": best.method.name,
         "rows": [_plain(row) for row in (unadapted, *rows.values())],
         "per_class": SegmentationScores.from_confusion(np.sum(best.test, 0), classes).to_dict(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     chosen = rows[best.method.name]
@@ -189,7 +191,7 @@ def _write(
         seasons=seasons(source, target, classes),
         areas=areas(truth, after, classes, metres),
         facts=_facts(experiment, truth, len(classes)),
-        versions=_versions(),
+        versions=versions(),
         notes=NOTES,
         simulated=True,
     )
@@ -229,7 +231,8 @@ def _facts(experiment: Experiment, truth: np.ndarray, classes: int) -> dict[str,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the demo ran with."""
     packages = ("geomed", "torch", "lightning", "rasterio", "numpy")
     found = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
     return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from geomed.evaluation.svg import svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,14 +51,14 @@ def methods_chart(rows: Sequence[Row], *, references: Sequence[Row], best: str, 
         f'<line class="rule" x1="{left}" x2="{right}" y1="{y(at):.1f}" y2="{y(at):.1f}"/>'
         for at in _steps(low, high, step)
     ]
-    marks += [_text(left - 8, y(at) + 4, f"{100 * at:.0f}", "muted end") for at in _steps(low, high, step)]
-    marks += [_text(x(0), bottom + 18, "0", "muted middle")]
-    marks += [_text(x(10**at), bottom + 18, _decade(at), "muted middle") for at in range(first, last + 1)]
+    marks += [text(left - 8, y(at) + 4, f"{100 * at:.0f}", "muted end") for at in _steps(low, high, step)]
+    marks += [text(x(0), bottom + 18, "0", "muted middle")]
+    marks += [text(x(10**at), bottom + 18, _decade(at), "muted middle") for at in range(first, last + 1)]
     marks += [
         f'<line class="rule" x1="{x(10**at):.1f}" x2="{x(10**at):.1f}" y1="{bottom}" y2="{bottom + 5}"/>'
         for at in range(first, last + 1)
     ]
-    marks += [_text(right, height - 6, "trained parameters", "muted end"), _text(0, 12, "macro F1, %", "muted")]
+    marks += [text(right, height - 6, "trained parameters", "muted end"), text(0, 12, "macro F1, %", "muted")]
     if references:
         line = y(references[0].macro_f1)
         marks.append(f'<line class="level" x1="{left}" x2="{right}" y1="{line:.1f}" y2="{line:.1f}"/>')
@@ -74,7 +75,7 @@ def methods_chart(rows: Sequence[Row], *, references: Sequence[Row], best: str, 
         marks.append(f'<circle class="{kind}" cx="{at:.1f}" cy="{up:.1f}" r="{6 if kind == "best" else 5}"/>')
         marks.append(_label(row.name, at, up, kind, taken, (2, top - 8, width - 2, bottom - 2)))
     told = "; ".join(f"{row.name}: {100 * row.macro_f1:.1f} % with {row.trained_parameters:,} trained" for row in every)
-    return _svg(width, height, f"Macro F1 against trained parameters. {told}", marks)
+    return svg(width, height, f"Macro F1 against trained parameters. {told}", marks)
 
 
 def season_chart(seasons: CropSeasons, colour: Colour, *, days: tuple[int, int], top: float) -> str:
@@ -99,7 +100,7 @@ def season_chart(seasons: CropSeasons, colour: Colour, *, days: tuple[int, int],
     for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
         if value <= top:
             marks.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-            marks.append(_text(left - 6, y(value) + 4, f"{value:.1f}", "muted end"))
+            marks.append(text(left - 6, y(value) + 4, f"{value:.1f}", "muted end"))
     marks += _months(first, last, x, right=right, bottom=bottom)
     paint = "#{:02x}{:02x}{:02x}".format(*colour)
     marks.append(f'<polygon class="band source" points="{_band(seasons.source, x, y)}"/>')
@@ -112,7 +113,7 @@ def season_chart(seasons: CropSeasons, colour: Colour, *, days: tuple[int, int],
             at, value = season.days[season.clear][0], season.mean[season.clear][0]
             marks.append(f'<circle class="{name}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3.5" fill="{paint}"/>')
     told = (_told(seasons.source), _told(seasons.target))
-    return _svg(width, height, f"NDVI of {seasons.crop}. Source region: {told[0]}. Target region: {told[1]}", marks)
+    return svg(width, height, f"NDVI of {seasons.crop}. Source region: {told[0]}. Target region: {told[1]}", marks)
 
 
 def change_chart(before: float, after: float) -> str:
@@ -145,15 +146,7 @@ def _months(first: int, last: int, x: Callable[[float], float], *, right: float,
             if first <= here <= last:
                 yield f'<line class="rule" x1="{x(here):.1f}" x2="{x(here):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
             if first <= here + 15 <= last and x(here + 15) <= right:
-                yield _text(x(here + 15), bottom + 17, letter, "muted middle")
-
-
-def _svg(width: int, height: int, told: str, marks: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(told)}">' + "".join(marks) + "</svg>"
-
-
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+                yield text(x(here + 15), bottom + 17, letter, "muted middle")
 
 
 def _ticks(low: float, high: float) -> tuple[float, float, float]:
@@ -200,7 +193,7 @@ def _label(name: str, x: float, y: float, kind: str, taken: list[Box], frame: Bo
     leader = ""
     if abs(place[1] - y) > 15:
         leader = f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{place[0]:.1f}" y2="{place[1]:.1f}"/>'
-    return leader + _text(place[0], place[1] + 4, name, f"{place[2]} {kind}")
+    return leader + text(place[0], place[1] + 4, name, f"{place[2]} {kind}")
 
 
 def _line(season: Season, x: Callable[[float], float], y: Callable[[float], float]) -> str:

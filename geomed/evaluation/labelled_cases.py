@@ -43,7 +43,7 @@ class LabelledCases(ABC):
         """What was found, part by part, for logs and reports."""
 
     @abstractmethod
-    def labels(self, part: str) -> NDArray[np.int64]:
+    def truth(self, part: str) -> NDArray[np.int64]:
         """The labels of a part's cases in their order: [n] class indices; of several [n, K] of 1, 0 and IGNORE."""
 
     @abstractmethod

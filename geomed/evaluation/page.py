@@ -7,11 +7,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Num  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 
 from geomed.evaluation.charts import change_chart, methods_chart, season_chart
+from geomed.evaluation.markup import document, matrix, table, terms
 from geomed.evaluation.pictures import OUTCOMES, class_map, outcome_map, outcomes, photograph, stride
-from geomed.evaluation.stylesheet import STYLESHEET
 from geomed.palette import palette
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from geomed.evaluation.comparison import CropArea, Maps, Row
     from geomed.evaluation.report import Report
     from geomed.palette import Colour
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""The browser itself refuses to fetch or run anything on behalf of the page."""
 
 
 def html(report: Report) -> str:
@@ -37,14 +33,7 @@ def html(report: Report) -> str:
     if report.areas:
         sections.append(_areas(report, colours))
     sections.append(_provenance(report))
-    return (
-        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.title)}</title>\n<style>{STYLESHEET}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(report.title, sections)
 
 
 def _header(report: Report) -> str:
@@ -73,7 +62,7 @@ def _header(report: Report) -> str:
         f'<span class="to">{100 * best.macro_f1:.1f}</span> <small>% macro F1</small></p>'
         f'<p class="what">in {escape(report.target)}, with <strong>{_share(best.trained_share)}</strong> of the model'
         f"&rsquo;s parameters trained by <strong>{escape(best.name)}</strong>{within}.</p>"
-        f'<dl class="tiles">{_pairs(tiles, "div")}</dl></div><pre>{escape(report.command)}</pre></header>'
+        f'<dl class="tiles">{terms(tiles, "div")}</dl></div><pre>{escape(report.command)}</pre></header>'
     )
 
 
@@ -122,7 +111,7 @@ def _methods(report: Report) -> str:
         "<section><h2>What each method reaches, and what it trains</h2>"
         '<p class="said">Filled dots adapt, hollow ones are references; the dashed line is the unadapted model.'
         f"{brackets}</p><figure>{charts}</figure>"
-        f"{_table(heads, ''.join(lines))}</section>"
+        f"{table(heads, ''.join(lines))}</section>"
     )
 
 
@@ -192,35 +181,13 @@ def _classes(report: Report, colours: Sequence[Colour]) -> str:
         f'<p class="said">{escape(report.best)} against the unadapted model, in percent, over all '
         f"{sum(after.support):,} labelled test pixels. After adaptation: accuracy {_percent(after.accuracy)} %, "
         f"{kappa}; before: accuracy {_percent(before.accuracy)} %.</p>"
-        f"{_table(heads, lines, foot)}</section>"
+        f"{table(heads, lines, foot)}</section>"
         f"<section><h2>What is taken for what</h2>"
         '<p class="said">Rows are the truth, columns the map. Numbers: percent of the row'
         '<span class="counted">; small ones: pixels</span>.</p>'
-        f'<div class="pair"><div><h3>Before: unadapted</h3>{_matrix(report.confusion_before, report.classes)}</div>'
-        f"<div><h3>After: {escape(report.best)}</h3>{_matrix(report.confusion_after, report.classes)}</div>"
+        f'<div class="pair"><div><h3>Before: unadapted</h3>{matrix(report.confusion_before, report.classes)}</div>'
+        f"<div><h3>After: {escape(report.best)}</h3>{matrix(report.confusion_after, report.classes)}</div>"
         "</div></section>"
-    )
-
-
-def _matrix(confusion: Num[np.ndarray, "truth predicted"], classes: Sequence[str]) -> str:
-    def cell(count: int, whole: int) -> str:
-        if not count:
-            return '<td class="none">·</td>'
-        share = count / whole
-        text = f"{100 * share:.0f}" if share >= 0.005 else "&lt;1"
-        hot = ' class="hot"' if share > 0.55 else ""
-        paint = f"background:rgba(17,111,99,{0.06 + 0.9 * share:.2f})"
-        return f'<td{hot} style="{paint}">{text}<span class="count">{count:,}</span></td>'
-
-    counts = np.asarray(confusion).astype(np.int64)
-    heads = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in classes)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(cell(int(count), int(row.sum())) for count in row)}</tr>'
-        for name, row in zip(classes, counts, strict=True)
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="matrix"><thead><tr><td></td>{heads}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
     )
 
 
@@ -263,7 +230,7 @@ def _areas(report: Report, colours: Sequence[Colour]) -> str:
         "<section><h2>Area of each crop</h2>"
         f'<p class="said">Counted pixels of the map by {escape(report.best)} against the '
         "labels, not corrected for the errors of the map. Grey: truth.</p>"
-        f"{_table(heads, ''.join(line(part) for part in report.areas))}</section>"
+        f"{table(heads, ''.join(line(part) for part in report.areas))}</section>"
     )
 
 
@@ -274,7 +241,7 @@ def _provenance(report: Report) -> str:
         parts.append(f'<section><h2>Limits</h2><ul class="notes">{notes}</ul></section>')
     columns = "".join(
         f'<div><h2>{name}</h2><dl class="facts">'
-        + _pairs([(escape(key), escape(value)) for key, value in pairs.items()])
+        + terms([(escape(key), escape(value)) for key, value in pairs.items()])
         + "</dl></div>"
         for name, pairs in (("Data", report.facts), ("Made with", report.versions))
         if pairs
@@ -282,23 +249,6 @@ def _provenance(report: Report) -> str:
     if columns:
         parts.append(f'<section><div class="pair">{columns}</div></section>')
     return "\n".join(parts)
-
-
-def _pairs(pairs: Sequence[tuple[str, str]], around: str = "") -> str:
-    start, end = (f"<{around}>", f"</{around}>") if around else ("", "")
-    return "".join(f"{start}<dt>{key}</dt><dd>{value}</dd>{end}" for key, value in pairs)
-
-
-def _table(heads: Sequence[str], lines: str, foot: str = "") -> str:
-    below = f"<tfoot>{foot}</tfoot>" if foot else ""
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{_heads(heads)}</tr></thead>'
-        f"<tbody>{lines}</tbody>{below}</table></div>"
-    )
-
-
-def _heads(names: Sequence[str]) -> str:
-    return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
 
 
 def _swatch(colour: Sequence[int], opacity: float = 1) -> str:

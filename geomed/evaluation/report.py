@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np  # noqa: TC002  (likewise)
 from jaxtyping import Num  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 
+from geomed.evaluation.markup import write_page
 from geomed.evaluation.page import html
 from geomed.evaluation.segmentation_scores import SegmentationScores
 
@@ -133,8 +134,4 @@ def write_report(path: str | PathLike[str], report: Report) -> None:
         ValueError: a map holds a class index without a class.
         FileNotFoundError: the folder of ``path`` does not exist.
     """
-    path = Path(path)
-    page = html(report)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page, encoding="utf-8", newline="\n")
-    unfinished.replace(path)
+    write_page(Path(path), html(report))

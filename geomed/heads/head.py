@@ -19,6 +19,12 @@ class Head(nn.Module, ABC):
     num_classes: int
     """Logits at each place."""
 
+    ordered: bool = False
+    """Whether the classes must be grades, in the order of their indices."""
+
+    volumes: bool = False
+    """Whether it reads volumes, slice by slice."""
+
     @abstractmethod
     def forward(self, tokens: tuple[Tokens, ...], size: tuple[int, int]) -> Float[Tensor, "b k ..."]:
         """Tokens of each depth → logits.

@@ -76,8 +76,13 @@ def open_run(path: Path) -> Run:
     checkpoint = _checkpoint(path)
     config_path = _config(checkpoint)
     config = _read_config(config_path)
-    state, classes = _read_checkpoint(checkpoint)
     model = config.get("model")
+    if isinstance(model, dict) and str(model.get("class_path", "")).rpartition(".")[2] == "Classification":
+        raise ValueError(
+            f"{config_path}: a Classification answers for whole images, a map needs an answer for every pixel; give a "
+            "run of Segmentation, or take geomed predict for the answers of this one"
+        )
+    state, classes = _read_checkpoint(checkpoint)
     if not isinstance(model, dict) or "backbone" not in model or "head" not in model:
         raise ValueError(f"{config_path}: a config names model.backbone and model.head, this one does not; restore it")
     network, shape = _bare(model, config_path)

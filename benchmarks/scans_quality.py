@@ -1,14 +1,14 @@
 """Real sets of scans, from their configs: every method on the same split, several seeds, beside a small CNN.
 
-    python benchmarks/scans_quality.py [--sets busi pneumonia] [--seeds 3]
+    python benchmarks/scans_quality.py [--sets busi pneumonia blood_cells] [--seeds 3]
 
-After ``datasets/busi/prepare.py`` and ``datasets/pneumonia/prepare.py``. Each run is ``geomed fit`` and ``geomed test``
+After the ``prepare.py`` of each set in ``datasets/``. Each run is ``geomed fit`` and ``geomed test``
 of ``configs/SET_METHOD.yaml``; the seed is that of weights, order and augmentation, the split stays. Rates and epochs
-stand in the configs and were not searched. The base of each set is the network learned on the other one, in the same
-run of this script.
+stand in the configs and were not searched. The bases are the networks learned on busi (for pneumonia) and on pneumonia (for the
+others), in the same run of this script.
 
 ``seeds`` holds what ``metrics.json`` of each run says, with 95 % intervals by bootstrap; no patients are known in
-either set, so that these are of images and too narrow. ``against_cnn``: the answers of all seeds are averaged (logits),
+any of the sets, so that these are of images and too narrow. ``against_cnn``: the answers of all seeds are averaged (logits),
 and the two averages compared on the same test images: difference of AUROC, paired bootstrap, permutation test. Nothing
 is adjusted for the number of comparisons. A run that is there already is not repeated.
 """
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "scans_quality.json"
 RUNS = Path("runs")
+SETS = ("busi", "pneumonia", "blood_cells")
 METHODS = ("vit_scratch", "vit_full", "vit_lora", "vit_dvpt", "vit_probe", "cnn")
-"""The first is the base of the other set's."""
+"""The first is the base of the other sets'."""
 
 TOLD = ("AUROC", "balanced accuracy")
 TIME = "time.json"
@@ -115,7 +116,7 @@ def against(first: SingleLabel, second: SingleLabel) -> dict[str, Any]:
 def main() -> None:
     """Run everything and write results/scans_quality.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=["busi", "pneumonia"], choices=["busi", "pneumonia"])
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)

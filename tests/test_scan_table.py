@@ -233,6 +233,21 @@ def test_without_patients_every_figure_is_stamped(made):
     assert not made.source().division.image_level
 
 
+def test_scans_that_belong_together_stay_in_one_part_though_no_patient_is_known(made):
+    for number, row in enumerate(made.rows):
+        row[4] = f"smear {number // 4}"  # its two patients, whom nobody knows
+    source = made.source(patients="none", group="eye")
+    assert source.division.image_level
+    smears = [{source.cases[index].group for index in source.division.part(part)} for part in ("train", "val", "test")]
+    assert sum(map(len, smears)) == len(set().union(*smears)) == 6
+    assert "6 groups of scans that belong together stay together, the largest of 4 images" in source.summary
+    assert len(set(source.patient_numbers.tolist())) == 6
+    apart = made.source(patients="none").division
+    assert any(
+        {index // 4 for index in apart.train} & {index // 4 for index in other} for other in (apart.val, apart.test)
+    )
+
+
 def test_a_site_is_left_out(made):
     source = made.source(by=BySite(test=("site 2",), val_fraction=0.25), site="site")
     assert {source.cases[index].site for index in source.division.test} == {"site 2"}

@@ -49,6 +49,9 @@ class ScanCase:
     mark: str | None = None
     """What the table says of its part."""
 
+    group: str | None = field(default=None, repr=False)
+    """What it belongs to besides its patient, as the image that it was cut from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from geomed.data.case_ids import CaseIds
-from geomed.data.duplicates import Duplicates, look_alikes, refuse_across, refuse_contradictions
+from geomed.data.duplicates import Duplicates, LookAlikes, look_alikes, refuse_across, refuse_contradictions
 from geomed.data.rendition import Rendition
 from geomed.data.scan_cache import ScanCache, Shard, UnusableScansError, measure
 from geomed.data.scan_files import Reading
@@ -237,9 +237,12 @@ class ScanSource(Source, LabelledCases):
 
     @cached_property
     def patient_numbers(self) -> NDArray[np.int64]:
-        """For each case the number of its patient, for intervals clustered by patient; its own where unknown."""
+        """For each case the number of its patient, else of its group, for intervals clustered so; else its own."""
         seen: dict[object, int] = {}
-        keys = [("patient", c.patient) if c.patient is not None else ("case", i) for i, c in enumerate(self.cases)]
+        keys = [
+            next((pair for pair in (("patient", case.patient), ("group", case.group)) if pair[1] is not None), index)
+            for index, case in enumerate(self.cases)
+        ]
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
     @cached_property
@@ -286,12 +289,15 @@ class ScanSource(Source, LabelledCases):
         labels = [case.labels for case in cases]
         notes += refuse_contradictions(found, labels, self.duplicates, names.__getitem__)
         split_cases = self._split_cases
-        if self.duplicates.together:
-            alike = found.groups()
+        belonging = _belonging(cases)
+        if self.duplicates.together or belonging:
+            told = found if self.duplicates.together else LookAlikes()
+            alike = replace(told, same=(*told.same, *belonging)).groups()
             groups = {index: number for number, group in enumerate(alike) for index in group}
             if alike:
+                what = "scans that belong together" if belonging else "look-alikes"
                 largest = max(map(len, alike))
-                notes.append(f"{len(alike)} groups of look-alikes stay together, the largest of {largest} images")
+                notes.append(f"{len(alike)} groups of {what} stay together, the largest of {largest} images")
             split_cases = tuple(
                 Case(patient=c.patient, labels=c.labels, site=c.site, mark=c.mark, group=groups.get(index))
                 for index, c in enumerate(split_cases)
@@ -313,6 +319,15 @@ class ScanSource(Source, LabelledCases):
             name: [index for index, case in enumerate(self._split_cases) if label in case.labels]
             for label, name in enumerate(self.classes)
         }
+
+
+def _belonging(cases: Sequence[ScanCase]) -> tuple[tuple[int, ...], ...]:
+    """The cases of each group that the table names, groups of two or more."""
+    found: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        if case.group is not None:
+            found.setdefault(case.group, []).append(index)
+    return tuple(tuple(group) for group in found.values() if len(group) > 1)
 
 
 def _render(

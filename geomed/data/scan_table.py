@@ -53,6 +53,10 @@ class ScanTable(ScanSource):
     site: str | None = None
     """The column of sites."""
 
+    group: str | None = None
+    """The column that says which scans belong together where no patient does, as the crops of one image: they stay in
+    one part."""
+
     side: str | None = None
     """The column that says which eye, breast, lung …"""
 
@@ -87,7 +91,8 @@ class ScanTable(ScanSource):
 
     def _wanted(self) -> list[str]:
         """The columns that are read."""
-        named = [self.path, *self.labels.columns, self.part, self.site, self.side, self.sex, self.age]
+        named = [self.path, *self.labels.columns, self.part, self.site, self.group, self.side, self.sex]
+        named.append(self.age)
         return [name for name in named if name is not None] + ([] if self.image_level else [self.patients])
 
     @cached_property
@@ -138,6 +143,7 @@ class ScanTable(ScanSource):
                     sex=_cell(cells, self.sex),
                     age=_age(_cell(cells, self.age), written, trouble),
                     mark=_cell(cells, self.part),
+                    group=_cell(cells, self.group),
                 )
             )
         _refuse_repeated(cases, trouble)

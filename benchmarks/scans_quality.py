@@ -2,15 +2,15 @@
 
     python benchmarks/scans_quality.py [--sets busi pneumonia blood_cells] [--seeds 3]
 
-After the ``prepare.py`` of each set in ``datasets/``. Each run is ``geomed fit`` and ``geomed test``
-of ``configs/SET_METHOD.yaml``; the seed is that of weights, order and augmentation, the split stays. Rates and epochs
-stand in the configs and were not searched. The bases are the networks learned on busi (for pneumonia) and on pneumonia (for the
-others), in the same run of this script.
+After the ``prepare.py`` of each set in ``datasets/``. Each run is ``geomed fit`` and ``geomed test`` of
+``configs/SET_METHOD.yaml``; the seed is that of weights, order and augmentation, the split stays. Rates and epochs
+stand in the configs and were not searched. The bases are the networks learned on busi (for pneumonia) and on pneumonia
+(for the others), in the same run of this script.
 
-``seeds`` holds what ``metrics.json`` of each run says, with 95 % intervals by bootstrap; no patients are known in
-any of the sets, so that these are of images and too narrow. ``against_cnn``: the answers of all seeds are averaged (logits),
-and the two averages compared on the same test images: difference of AUROC, paired bootstrap, permutation test. Nothing
-is adjusted for the number of comparisons. A run that is there already is not repeated.
+``seeds`` holds what ``metrics.json`` of each run says, with 95 % intervals by bootstrap; no patients are known in any
+of the sets, so that these are of images and too narrow. ``against_cnn``: the answers of all seeds are averaged
+(logits), and the two averages compared on the same test images: difference of AUROC, paired bootstrap, permutation
+test. Nothing is adjusted for the number of comparisons. A run that is there already is not repeated.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import types
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ class Told:
     """Share of the time that the model waited for pixels."""
 
 
-class Harness:
+class Harness(ABC):
     """Maps a scene; the map lies at ``out`` afterwards."""
 
     package = ""
@@ -186,21 +187,21 @@ class Harness:
         """Of its package."""
         return importlib.metadata.version(self.package)
 
+    @abstractmethod
     def prepare(self) -> None:
         """Import what it needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, model: Counted, case: Case, out: Path) -> Told:
         """Map the scene."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, model: Counted, case: Case) -> Tensor:
         """Class probabilities [K, H, W] of the whole scene, blended, on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def borders(self, case: Case) -> list[int]:
         """Lines, the same along rows and columns, where a window begins or ceases to count."""
-        raise NotImplementedError
 
 
 class Geomed(Harness):
@@ -257,9 +258,9 @@ class Geomed(Harness):
 class Peer(Harness):
     """Another package: read the whole scene, let it blend, choose the classes, write."""
 
+    @abstractmethod
     def blended(self, model: Counted, values: Tensor, case: Case) -> Tensor:
         """Logits [K, H, W] of values [1, C, H, W] on the CPU."""
-        raise NotImplementedError
 
     def run(self, model: Counted, case: Case, out: Path) -> Told:
         """Map the scene."""

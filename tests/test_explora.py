@@ -9,6 +9,7 @@ from geomed.adapters import BitFit, ExPLoRA, LoRA, adapter_state, attach, merge
 from geomed.adapters.counts import trainable
 from geomed.adapters.lora import LowRankSlices
 from geomed.adapters.tune import Tuned
+from geomed.backbones.inputs import Inputs
 from geomed.backbones.vit import ViT, ViTSize
 
 # Trainable parameters of DINOv2 (with LayerScale), as arXiv 2406.10973 prints them: D-[L]-r64 18.7 M, [L] alone 12.7 M,
@@ -141,3 +142,37 @@ def test_a_block_without_a_fused_qkv_asks_for_rank_0():
     backbone.blocks[0].attention.attn = nn.Identity()
     with pytest.raises(ValueError, match=r"blocks\.0: low-rank updates need a fused qkv"):
         attach(backbone, ExPLoRA(rank=2))
+
+
+def test_registers_and_patch_embedding_train_on_request():
+    backbone = tiny("vit_small_patch14_reg4_dinov2")
+    attach(backbone, ExPLoRA(rank=0, blocks=(), norms=False, registers=True, patch_embed=True))
+    shapes = [tuple(p.shape) for p in backbone.parameters() if p.requires_grad]
+    assert shapes == [(1, 1, 16), (1, 4, 16), (16, 3, 4, 4), (16,)]
+    x = pixels(backbone)
+    before = features(backbone, x)
+    disturb(backbone)
+    after = features(backbone, x)
+    assert (after - before).abs().max() > 1e-3
+    merge(backbone)
+    torch.testing.assert_close(features(backbone, x), after, rtol=0, atol=1e-12)
+
+
+def test_registers_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="has none"):
+        attach(tiny("vit_small_patch14_dinov2"), ExPLoRA(registers=True))
+
+
+def test_the_published_multispectral_structure():
+    """M-[1,L]-r32 has 29,697,664 parameters with its decoder: here without the biases of two more groups of bands."""
+    bands = [f"band{number}" for number in range(10)]
+    with torch.device("meta"):
+        backbone = ViT(
+            "vit_large_patch16_224",
+            inputs=Inputs(bands, [0.0] * 10, [1.0] * 10),
+            image_size=96,
+            size=ViTSize(dim=1024, depth=24, heads=16, patch=8),
+        )
+    attach(backbone, ExPLoRA(blocks=(0, -1), rank=32, patch_embed=True))
+    decoder = 8 * 2 * 2 * 512 * 32 + 17 * 2 * 512 + (10 * 64 * 512 + 10 * 64)
+    assert trainable(backbone) + decoder == 29_697_664 - 2 * 1024

@@ -27,8 +27,8 @@ class ExPLoRA(Adapter):
     """Trains some blocks whole, low-rank updates of q and v in all others, every norm and the class token.
 
     Khanna, Irgau, Lobell and Ermon, ICML 2025 (arXiv 2406.10973), section 4.1: D-[L]-r64 is the default here. It is the
-    structure alone; what it is trained on is the task's affair. All else stays frozen, LayerScale of the other blocks,
-    registers and positions too.
+    structure alone; what it is trained on is the task's affair (`geomed.tasks.pretraining.Pretraining`). All else stays
+    frozen, LayerScale of the other blocks and positions too.
     """
 
     paper: ClassVar[str] = "Khanna, Irgau, Lobell and Ermon, ICML 2025"
@@ -51,12 +51,18 @@ class ExPLoRA(Adapter):
     class_token: bool = True
     """Train the class token where the network has one (in TSViT its class tokens and the space token)."""
 
+    registers: bool = False
+    """Train the register tokens of a ViT that has them."""
+
+    patch_embed: bool = False
+    """Train the patch embedding of a ViT: for bands that it was not made for (section 5, multi-spectral images)."""
+
     def __post_init__(self) -> None:
         """Refuse a structure in which nothing trains, and what `LoRA` refuses."""
         if self.rank:
             self._low_rank()
-        elif not (self.blocks or self.norms or self.class_token):
-            raise ValueError("something must train: give blocks, a rank, norms or class_token")
+        elif not (self.blocks or self.norms or self.class_token or self.registers or self.patch_embed):
+            raise ValueError("something must train: give blocks, a rank, norms, class_token, registers or patch_embed")
 
     def _low_rank(self) -> LoRA:
         return LoRA(rank=self.rank, alpha=self.alpha, parts=self.parts)
@@ -87,11 +93,19 @@ class ExPLoRA(Adapter):
         return self._low_rank().wrap(place) if self.rank else None
 
     def _trained_names(self, stem: VisionTransformer) -> list[str]:
-        """The class token in the stem of a ViT, and with it the norms there, which `wrap` is not asked about then."""
-        if not self.class_token or stem.cls_token is None:
-            return []
+        """What trains in the stem of a ViT, and with it the norms there, which `wrap` is not asked about then.
+
+        Raises:
+            ValueError: registers are to train, and there are none.
+        """
+        if self.registers and stem.reg_token is None:
+            raise ValueError("registers are to train, and this network has none; leave registers out")
+        names = ["cls_token"] if self.class_token and stem.cls_token is not None else []
+        names += ["reg_token"] if self.registers else []
+        if self.patch_embed:
+            names += [f"patch_embed.{name}" for name, _ in stem.patch_embed.named_parameters()]
         norms = [name for name, _ in stem.named_parameters() if _is_norm(name.rpartition(".")[0])]
-        return ["cls_token", *(norms if self.norms else [])]
+        return [*names, *(name for name in norms if self.norms and name not in names)] if names else []
 
 
 def _is_norm(path: str) -> bool:
@@ -120,7 +134,7 @@ class TunedParameters(Adapted):
         self.names = tuple(names)
         self.copies = nn.ParameterList(base.get_parameter(name).detach().clone() for name in names)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: object) -> Tensor:
         """base(x) with the copies."""
         return functional_call(self.base, dict(zip(self.names, self.copies, strict=True)), (x,))
 

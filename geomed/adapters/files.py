@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+PRETRAINING = "pretraining"
+"""The fact that marks a file of a pre-training and names its objective; it is a part of the base of what follows."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterFile:
     """What an adapter file holds."""
@@ -128,8 +132,19 @@ def read_adapter(path: str | Path) -> AdapterFile:
     )
 
 
+def is_pretraining(path: str | Path) -> bool:
+    """Whether a file is of a pre-training.
+
+    Raises:
+        ValueError: it is no adapter file.
+    """
+    return PRETRAINING in read_adapter(path).facts
+
+
 def load_adapter(path: str | Path, backbone: nn.Module, *, head: nn.Module | None = None) -> AdapterFile:
     """Attach the adapters of a file to a plain backbone and load what they have learned, the head's tensors too.
+
+    A file without a head, as a pre-training leaves, keeps the head as it is.
 
     Raises:
         ValueError: the backbone's weights are not those that the file was made on, or a tensor finds no place.
@@ -145,7 +160,7 @@ def load_adapter(path: str | Path, backbone: nn.Module, *, head: nn.Module | Non
         attach(backbone, adapter)
     freeze_base(backbone)
     _fill(backbone, adapter_state(backbone), file.tensors, "backbone.", where=str(path))
-    if head is not None:
+    if head is not None and any(name.startswith("head.") for name in file.tensors):
         _fill(head, head.state_dict(), file.tensors, "head.", where=str(path))
     return file
 

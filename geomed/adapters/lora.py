@@ -103,9 +103,13 @@ class LowRankLinear(Adapted):
         """base(x) + scale B A x."""
         return widened(self.base(x), narrowed(x, self.down), self.up * self.scale)
 
+    def update(self) -> Float[Tensor, "o i"]:
+        """Scale B A, what is added to the weight."""
+        return self.scale * self.up @ self.down
+
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return with_weight(self.base, self.scale * self.up @ self.down)
+        return with_weight(self.base, self.update())
 
 
 class LowRankSlices(Adapted):
@@ -139,9 +143,13 @@ class LowRankSlices(Adapted):
         """base(x) + scale B A x, slice by slice."""
         return widened(self.base(x), narrowed(x, self.down), self._whole_up())
 
+    def update(self) -> Float[Tensor, "o i"]:
+        """Scale B A of each slice, what is added to the weight."""
+        return self._whole_up() @ self.down
+
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return with_weight(self.base, self._whole_up() @ self.down)
+        return with_weight(self.base, self.update())
 
 
 class LowRankConv2d(Adapted):
@@ -164,9 +172,13 @@ class LowRankConv2d(Adapted):
         narrow = F.conv2d(x, self.down.unflatten(1, self.shape), None, stride, padding, dilation)
         return self.base(x) + F.conv2d(narrow, (self.up * self.scale)[..., None, None])
 
+    def update(self) -> Float[Tensor, "o i h w"]:
+        """Scale B A, what is added to the weight."""
+        return (self.scale * self.up @ self.down).unflatten(1, self.shape)
+
     def merged(self) -> nn.Module:
         """W + scale B A."""
-        return with_weight(self.base, (self.scale * self.up @ self.down).unflatten(1, self.shape))
+        return with_weight(self.base, self.update())
 
 
 class LowRankTable(Adapted):

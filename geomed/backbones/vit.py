@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import timm
 import torch
+from jaxtyping import Bool, Float, Int  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
 from timm import layers as timm_layers
 from timm.layers import PatchEmbed
 from timm.models import vision_transformer
-from torch import nn
+from torch import Tensor, nn
 
 from geomed.backbones.backbone import Backbone, block_numbers, pad_to_patches
 from geomed.backbones.block import AttentionBranch, Block, Mlp, MlpBranch, WholeBlock, recomputed
@@ -53,6 +54,17 @@ class ViTSize:
                 "dim, depth, heads and patch must be positive and heads must divide dim, "
                 f"not {self.dim}, {self.depth}, {self.heads} and {self.patch}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """Patches that a network is not to see, each replaced by one token that says so."""
+
+    mask: Bool[Tensor, "b h w"]
+    """True where a patch is hidden."""
+
+    token: Float[Tensor, " d"]
+    """What stands in its place, before its position is added."""
 
 
 class ViT(Backbone):
@@ -122,6 +134,7 @@ class ViT(Backbone):
         self.name = name
         self.inputs = inputs
         _set_bands(model.patch_embed, inputs.bands)
+        model.patch_embed.__class__ = _HidingPatchEmbed
         self.blocks = nn.ModuleList(_tokens_block(block) for block in model.blocks)
         self.norm = model.norm
         model.blocks = nn.Sequential()
@@ -135,29 +148,33 @@ class ViT(Backbone):
             dim=model.embed_dim, patch=model.patch_embed.patch_size[0], class_token=model.has_class_token
         )
 
-    def forward(self, pixels: Pixels, *, depths: Sequence[int] = (-1,)) -> tuple[Tokens, ...]:
+    def forward(
+        self,
+        pixels: Pixels,
+        *,
+        depths: Sequence[int] = (-1,),
+        hidden: Hidden | None = None,
+        kept: Int[Tensor, "b k"] | None = None,
+    ) -> tuple[Tokens, ...]:
         """Images → prefix and patch tokens, normalised by the last norm, after each block asked for.
 
         Args:
             pixels: single images of any size. Pixels that are not valid hold each band's mean, and sides that the patch
                 does not divide are padded with it.
             depths: numbers of blocks.
+            hidden: patches to replace by a token (iBOT, Zhou et al., ICLR 2022).
+            kept: the patches of each image that are read at all, row by row from 0; the grid of the tokens is then a
+                row of so many (MAE, He et al., CVPR 2022). Adapters that need places do not work on it.
 
         Raises:
             ValueError: the pixels are a series, or their bands are not this backbone's.
         """
-        if pixels.values.ndim != 4:
-            raise ValueError(
-                f"a ViT reads single images [B, C, H, W], not {tuple(pixels.values.shape)}; "
-                "choose one date, or take TSViT for series"
-            )
         wanted = block_numbers(depths, len(self.blocks))
-        values = self.inputs(pixels.values)
-        if pixels.valid is not None:
-            values = torch.where(pixels.valid[:, None], values, 0)  # also keeps NaN out
-        values = pad_to_patches(values, self.spec.patch)
-        grid = (values.shape[-2] // self.spec.patch, values.shape[-1] // self.spec.patch)
-        tokens = Tokens(self.stem(values), grid, self.prefix)
+        tokens = self._embedded(pixels, hidden)
+        if kept is not None:
+            rows = torch.arange(len(kept), device=kept.device)[:, None]
+            data = torch.cat((tokens.data[:, : self.prefix], tokens.patches()[rows, kept]), 1)
+            tokens = Tokens(data, (kept.shape[1],), self.prefix)
         seen: dict[int, Tokens] = {}
         for number, block in enumerate(self.blocks):
             tokens = recomputed(block, tokens) if self.checkpoint_blocks and self.training else block(tokens)
@@ -166,6 +183,43 @@ class ViT(Backbone):
             if number == max(wanted):
                 break
         return tuple(seen[number] for number in wanted)
+
+    def _embedded(self, pixels: Pixels, hidden: Hidden | None) -> Tokens:
+        """Prefix and patch tokens before the first block."""
+        if pixels.values.ndim != 4:
+            raise ValueError(
+                f"a ViT reads single images [B, C, H, W], not {tuple(pixels.values.shape)}; "
+                "choose one date, or take TSViT for series"
+            )
+        values = self.inputs(pixels.values)
+        if pixels.valid is not None:
+            values = torch.where(pixels.valid[:, None], values, 0)  # also keeps NaN out
+        values = pad_to_patches(values, self.spec.patch)
+        grid = (values.shape[-2] // self.spec.patch, values.shape[-1] // self.spec.patch)
+        if hidden is not None and tuple(hidden.mask.shape[1:]) != grid:
+            raise ValueError(
+                f"the mask of hidden patches must be [B, {grid[0]}, {grid[1]}] for these images, not "
+                f"{tuple(hidden.mask.shape)}; make it for this grid"
+            )
+        return Tokens(self.stem(values if hidden is None else _PartlyHidden(values, hidden)), grid, self.prefix)
+
+
+class _PartlyHidden(NamedTuple):
+    """What goes into a stem in which some patches are replaced; all that it does with it is to embed it first."""
+
+    values: Tensor
+    hidden: Hidden
+
+
+class _HidingPatchEmbed(PatchEmbed):
+    """timm's patch embedding, which can leave patches out; the names of its weights stay as they are."""
+
+    def forward(self, x: Tensor | _PartlyHidden) -> Tensor:
+        """Images → patches [B, h, w, D]."""
+        if isinstance(x, Tensor):
+            return super().forward(x)
+        patches = super().forward(x.values)
+        return torch.where(x.hidden.mask[..., None], x.hidden.token.to(patches.dtype), patches)
 
 
 def _tokens_block(block: nn.Module) -> nn.Module:

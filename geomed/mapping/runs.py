@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, get_loader
 import geomed
 import geomed.public  # (so that configs may name every class shortly)
 from geomed.adapters.adapter import Adapter, base_state, merge
-from geomed.adapters.files import read_adapter
+from geomed.adapters.files import is_pretraining, read_adapter
 from geomed.backbones.backbone import weights_hash
 from geomed.backbones.vit import ViT
 from geomed.backbones.weights import load_all
@@ -230,7 +230,8 @@ def _adapted(network: Network, given: object, config: Path, checkpoint: Path) ->
         wanted = wanted if isinstance(wanted, list) else [wanted]
         gone = [one for one in wanted if isinstance(one, str) and not Path(one).is_file()]
         if not gone:
-            return adapt(backbone, head, wanted)
+            own = [one for one in wanted if not (isinstance(one, str) and is_pretraining(one))]
+            return adapt(backbone, head, own)  # what a pre-training left is folded into the checkpoint's weights
         problem = ValueError(f"{gone[0]}: there is no such adapter file")
     recorded = next((one for one in _beside(checkpoint) if one.is_file()), None)
     if recorded is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geomed.adapters.adapter import Adapter  # noqa: TC001  (likewise)
 from geomed.adapters.counts import trainable_table
+from geomed.adapters.files import is_pretraining
 from geomed.backbones.attention import attention_maps
 from geomed.backbones.backbone import Backbone  # noqa: TC001  (likewise)
 from geomed.evaluation.agreement import BalancedAccuracy, Kappa
@@ -87,8 +88,8 @@ class Classification(lightning.LightningModule):
             load_base(self.backbone, self.head, weights)
         wanted = [] if adapter is None else adapter if isinstance(adapter, list) else [adapter]
         self.adapters = adapt(self.backbone, self.head, wanted)
-        self.loaded = weights is not None or any(isinstance(one, str) for one in wanted)
-        if freeze and not wanted:
+        self.loaded = weights is not None or any(isinstance(one, str) and not is_pretraining(one) for one in wanted)
+        if freeze and not self.adapters:
             self.backbone.requires_grad_(requires_grad=False)
         self.frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         self.loss = loss

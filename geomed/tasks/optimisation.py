@@ -30,6 +30,9 @@ class Optimisation:
     floor: float = 0.005
     """Last learning rate over the highest."""
 
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+
     def __post_init__(self) -> None:
         """Refuse rates and shares that mean nothing."""
         if self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1:
@@ -47,6 +50,6 @@ class Optimisation:
 
     def configure(self, parameters: Iterable[torch.nn.Parameter], steps: int) -> OptimizerLRSchedulerConfig:
         """What Lightning's ``configure_optimizers`` returns, for so many steps."""
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

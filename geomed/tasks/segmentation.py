@@ -71,7 +71,7 @@ class Segmentation(lightning.LightningModule):
             load_base(self.backbone, self.head, weights)
         wanted = [] if adapter is None else adapter if isinstance(adapter, list) else [adapter]
         self.adapters = adapt(self.backbone, self.head, wanted)
-        if freeze and not wanted:
+        if freeze and not self.adapters:
             self.backbone.requires_grad_(requires_grad=False)
         self.loss = loss
         self.optimisation = optimisation

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from geomed.adapters.adapter import Adapter, attach
-from geomed.adapters.files import load_adapter
+from geomed.adapters.adapter import Adapter, attach, merge
+from geomed.adapters.files import PRETRAINING, load_adapter
 from geomed.backbones.weights import from_released_tsvit, load_all, read_weights
 
 if TYPE_CHECKING:
@@ -52,18 +52,25 @@ def load_base(backbone: nn.Module, head: nn.Module, weights: BaseWeights) -> Non
 def adapt(backbone: nn.Module, head: nn.Module, adapters: Sequence[Adapter | str]) -> tuple[Adapter, ...]:
     """Attach adapters in order; a path attaches what that file holds, with the head that it was trained with.
 
+    What a pre-training left belongs to the base of all that follows: it is folded into the weights and trains no more.
+
     Returns:
-        All adapters, those from files included.
+        All adapters, those from files included, without what was folded in.
 
     Raises:
-        ValueError: an adapter matches nothing, or a file belongs to another base or does not stand first.
+        ValueError: an adapter matches nothing, or a file belongs to another base, cannot be folded in or does not
+            stand first.
     """
     attached: list[Adapter] = []
     for adapter in adapters:
         if isinstance(adapter, str):
             if attached:
                 raise ValueError(f"{adapter}: an adapter file goes in before other adapters; put it first in the list")
-            attached += load_adapter(adapter, backbone, head=head).adapters
+            file = load_adapter(adapter, backbone, head=head)
+            if PRETRAINING in file.facts:
+                merge(backbone)
+            else:
+                attached += file.adapters
         else:
             attach(backbone, adapter)
             attached.append(adapter)

@@ -192,8 +192,12 @@ class Parts:
         return tuple(owners)
 
     def _with_few_fields(self, areas: tuple[Mapped, ...], shares: Sequence[Share]) -> tuple[Mapped, ...]:
-        """The areas with only some of their fields, drawn among those that own a pixel of the part."""
+        """The areas with only some of their fields, drawn among those that own a pixel of the part.
+
+        Areas that share one truth object are dates of one place: a field is drawn once, and counts on all of them.
+        """
         fields = {share.area: truth.fields() for share in shares if (truth := self.truths[share.area]) is not None}
+        first = [next(n for n, other in enumerate(self.truths) if other is truth) for truth in self.truths]
         present: dict[int, dict[int, int]] = {}
         for area, outlines in fields.items():
             mapped = areas[area]
@@ -202,10 +206,10 @@ class Parts:
                 for spot in self._spots([share for share in shares if share.area == area], 0)
                 if (labels := mapped.labels(spot.read)) is not None
             )
-            present[area] = classes_by_field(outlines, windows)
+            present.setdefault(first[area], {}).update(classes_by_field(outlines, windows))
         few = choose_fields(present, self.fields_per_class or 0, seed=self.seed)
         return tuple(
-            replace(mapped, fields=fields[area], among=few[area]) if area in few else mapped
+            replace(mapped, fields=fields[area], among=few[first[area]]) if area in fields else mapped
             for area, mapped in enumerate(areas)
         )
 

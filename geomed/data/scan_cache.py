@@ -124,7 +124,7 @@ class ScanCache:
 
     def hold(
         self,
-        files: Sequence[Path],
+        files: Sequence[Path | tuple[Path, ...]],
         recipe: Mapping[str, object],
         render: Callable[[int], Rendered],
         dtype: np.dtype[np.generic],
@@ -132,7 +132,7 @@ class ScanCache:
         """The scans of these files: from the cache where it has them, else decoded, and kept.
 
         Args:
-            files: of each scan; a folder is all that is in it.
+            files: of each scan, one or several; a folder is all that is in it.
             recipe: all that is done to a file, in JSON's types.
             render: number of a scan → the scan, as the recipe says.
             dtype: uint8 or int16, of all of them.
@@ -254,15 +254,15 @@ def measure(count: int, render: Callable[[int], Rendered], workers: int | None =
         return np.array(list(facts), dtype=FACTS)
 
 
-def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's bytes; of a folder, of the digests of all its files in the order of their names.
+def file_digest(path: Path | tuple[Path, ...]) -> bytes:
+    """SHA-256 of a file's bytes; of several, of their digests; of a folder, those of its files in the order of names.
 
     Raises:
         OSError: it cannot be read.
     """
     total = hashlib.sha256()
-    if path.is_dir():
-        for one in sorted(path.iterdir()):
+    if isinstance(path, tuple) or path.is_dir():
+        for one in path if isinstance(path, tuple) else sorted(path.iterdir()):
             if one.is_file():
                 total.update(file_digest(one))
         return total.digest()
@@ -344,8 +344,10 @@ def _alone(path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path | tuple[Path, ...]) -> tuple[int, ...]:
     """What changes when a file is written to."""
+    if isinstance(path, tuple):
+        return tuple(number for one in path for number in _stamp(one))
     found = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
     return tuple(
         number

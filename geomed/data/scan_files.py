@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from geomed.io.scan import Scan
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_DICOM = (".dcm", ".dicom", ".dic", ".ima")
-_NIFTI = (".nii", ".nii.gz")
-
-ENDINGS = (*_PICTURES, *_DICOM, *_NIFTI)
+DICOM = (".dcm", ".dicom", ".dic", ".ima")
+"""Endings of DICOM, in lower case."""
+NIFTI = (".nii", ".nii.gz")
+"""Endings of NIfTI."""
+ENDINGS = (*_PICTURES, *DICOM, *NIFTI)
 """Endings of the files that are read, in lower case."""
 
 
@@ -59,11 +60,11 @@ class Reading:
             from geomed.io.dicom import read_series
 
             return read_series(path, modality=self.modality, named=named)
-        if name.endswith(_DICOM):
+        if name.endswith(DICOM):
             from geomed.io.dicom import read_dicom
 
             return read_dicom(path, modality=self.modality, named=named)
-        if name.endswith(_NIFTI):
+        if name.endswith(NIFTI):
             from geomed.io.nifti import read_nifti
 
             return read_nifti(path, unit=self.unit, named=named)

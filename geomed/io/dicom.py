@@ -15,7 +15,7 @@ from geomed.io.scan import Scan, UnreadableScanError, explained
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from geomed.io.dicom_header import Pick
+    from geomed.io.dicom_header import Header, Pick
     from geomed.io.voi import Voi, VoiTable
 
 _SUFFIXES = frozenset({".dcm", ".dic", ".dicom", ".ima"})
@@ -92,6 +92,21 @@ def read_dicom(
         if not 0 <= (frame or 0) < count:
             raise UnreadableScanError(f"it has no frame {frame}, it holds {count}; take one from 0 to {count - 1}")
         return _scan([(header, frame or 0)], volume=None)
+
+
+def read_frame(header: Header, frame: int, *, named: str) -> Scan:
+    """One frame of a file whose header was read before, as ``read_dicom`` reads it.
+
+    Args:
+        header: of the file.
+        frame: its number, from 0.
+        named: how errors call the file.
+
+    Raises:
+        UnreadableScanError: the pixels are truncated, damaged, cannot be decoded here, or are in no known unit.
+    """
+    with explained(named):
+        return _scan([(header, frame)], volume=None)
 
 
 def open_series(

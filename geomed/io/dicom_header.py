@@ -184,6 +184,18 @@ def read_header(path: Path, modality: str | None) -> Header:
     return _header(item, path, syntax, pixels, modality)
 
 
+def is_document(path: Path) -> bool:
+    """Whether a DICOM file says that it is no picture: a report, a plan, a segmentation, a presentation state."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        item = dcmread(path, stop_before_pixels=True, specific_tags=[tag_of("Modality")])
+    except InvalidDicomError:
+        return False
+    return word_of(item, "Modality") in _OTHERS
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pixels:
     """Where the pixels stand in the file."""

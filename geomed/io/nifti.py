@@ -60,8 +60,38 @@ def read_nifti(
     return scan if spacing is None else resampled(scan, spacing)
 
 
-def _read(path: Path, number: int | None, unit: str) -> Scan:
-    """The volume as it is stored."""
+def read_nifti_slice(path: str | Path, number: int, *, unit: str = "grey", named: str | None = None) -> Scan:
+    """Read one slice of a plain NIfTI file as a picture, [y, x] as ``read_nifti`` has it, and none of the others.
+
+    Args:
+        path: a file ending in .nii, of one volume.
+        number: of the slice, from 0.
+        unit: what the values are.
+        named: how errors call it; None: the name of the file.
+
+    Raises:
+        UnreadableScanError: as ``read_nifti``; or it is gzipped, and so has no slices without those before.
+    """
+    path = Path(path)
+    with explained(named or path.name):
+        if not path.name.lower().endswith(".nii"):
+            raise UnreadableScanError("single slices are read of a plain .nii; unpack it, or read it as a volume")
+        image = _opened(path)
+        header: Any = image.header
+        stored: Any = image.dataobj
+        shape = tuple(int(side) for side in image.shape)
+        width = _refuse(header, path, int(stored.offset), shape, None)
+        if not 0 <= number < shape[2]:
+            raise UnreadableScanError(f"it has no slice {number}, it holds {shape[2]}; take one of them")
+        kind = header.get_data_dtype()
+        with path.open("rb") as file:
+            file.seek(int(stored.offset) + number * shape[0] * shape[1] * width)
+            raw = np.frombuffer(file.read(shape[0] * shape[1] * width), dtype=kind).reshape(shape[1], shape[0])
+        return Scan(values=_in_unit(raw, float(stored.slope), float(stored.inter)), unit=unit, bits=width * 8)
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401  (nibabel has no types)
+    """The file with its header read."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.nifti1 import Nifti1Image
@@ -72,6 +102,12 @@ def _read(path: Path, number: int | None, unit: str) -> Scan:
         raise UnreadableScanError("this is no NIfTI file, or one cut off in its header; fetch it anew") from None
     if not isinstance(image, Nifti1Image):
         raise UnreadableScanError("this is another format under the name of NIfTI; convert it before")
+    return image
+
+
+def _read(path: Path, number: int | None, unit: str) -> Scan:
+    """The volume as it is stored."""
+    image = _opened(path)
     header: Any = image.header
     stored: Any = image.dataobj
     shape, offset = tuple(int(side) for side in image.shape), int(stored.offset)
@@ -139,7 +175,11 @@ def _values(stored: Any, shape: tuple[int, ...], number: int) -> NDArray[np.gene
         if (slope, intercept) != (1, 0):
             raw = raw.astype(np.float32)
         slope, intercept = 1.0, 0.0  # a part of it comes scaled
-    raw = raw.transpose(2, 1, 0)
+    return _in_unit(raw.transpose(2, 1, 0), slope, intercept)
+
+
+def _in_unit(raw: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
+    """Stored numbers → values in their unit."""
     if raw.dtype.kind == "f":
         odd = int(raw.size - np.isfinite(raw).sum())
         if odd:

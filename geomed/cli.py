@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import warnings
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from geomed import __version__
+from geomed.training_runs import check_checkpoint, config_name, config_paths, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ Adapt large vision backbones to satellites and scans, with few labels and few tr
 commands:
   demo         simulate two regions and two years, train on one, adapt to the other, write map and report
   demo scans   simulate patients of three sites, train at one, adapt to the others, write a report
+  pretrain     let a backbone go on learning from your own images, without labels
   fit          train what a config describes
   validate     score on the validation part
   test         score on the test part, write metrics.json
@@ -36,8 +37,9 @@ commands:
   sensitivity  choose which weights to train within a budget, for the adapter SPT
   adapters     list the adapters: what each adds and where, what it trains, whether it merges
 
-Every command tells its options with --help; fit, validate, test and predict read --config FILE.YAML and keep their run
-in runs/<name of the file> (or --trainer.default_root_dir DIR). An interrupted run goes on with --ckpt_path last.
+Every command tells its options with --help; pretrain, fit, validate, test and predict read --config FILE.YAML and keep
+their run in runs/<name of the file> (or --trainer.default_root_dir DIR). What was interrupted goes on with --ckpt_path
+last.
 A config whose model has the class_path Classification learns labels of whole images (fit --model.help Classification);
 fit and test --baselines then do the same for a linear probe and a small convolutional network, in folders beside.
 
@@ -45,7 +47,15 @@ options:
   -h, --help   show this
   --version    show the version
 """
-OWN = ("demo", "report", "map", "export", "sensitivity", "adapters")
+OWN = {
+    "demo": "geomed.demo",
+    "pretrain": "geomed.pretraining_command",
+    "report": "geomed.report",
+    "map": "geomed.mapping.command",
+    "export": "geomed.mapping.export",
+    "sensitivity": "geomed.sensitivity",
+    "adapters": "geomed.adapters_command",
+}
 TRAINER = ("fit", "validate", "test", "predict")
 
 
@@ -97,41 +107,8 @@ def _told(run: Callable[[], int]) -> int:
 
 def _own(command: str, rest: Sequence[str]) -> int:
     """A command that is not one of LightningCLI's."""
-    if command == "demo":
-        from geomed.demo import main as demo  # late: imports torch
-
-        return demo(rest)
-    if command == "adapters":
-        from geomed.adapters_command import main as adapters  # late: likewise
-
-        return adapters(rest)
-    if command == "report":
-        from geomed.report import main as report  # late: likewise
-
-        return report(rest)
-    if command == "map":
-        from geomed.mapping.command import main as map_scenes  # late: likewise
-
-        return map_scenes(rest)
-    if command == "export":
-        from geomed.mapping.export import main as export  # late: likewise
-
-        return export(rest)
-    from geomed.sensitivity import main as sensitivity  # late: likewise
-
-    _quiet()
-    return sensitivity(rest)
-
-
-def _config_name(rest: Sequence[str]) -> str:
-    """The name of the last config among the options, or 'run'."""
-    name = "run"
-    for position, word in enumerate(rest):
-        if word.startswith("--config="):
-            name = Path(word.partition("=")[2]).stem
-        elif word in {"--config", "-c"} and position + 1 < len(rest):
-            name = Path(rest[position + 1]).stem
-    return name
+    code: int = import_module(OWN[command]).main(rest)  # late: they import torch
+    return code
 
 
 def _names_a_model(rest: Sequence[str]) -> bool:
@@ -140,12 +117,9 @@ def _names_a_model(rest: Sequence[str]) -> bool:
 
     if any(word.partition("=")[0] in {"--model", "--model.class_path", "--model.help"} for word in rest):
         return True
-    for position, word in enumerate(rest):
-        path = word.partition("=")[2] if word.startswith("--config=") else ""
-        if word in {"--config", "-c"} and position + 1 < len(rest):
-            path = rest[position + 1]
+    for path in config_paths(rest):
         try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             continue  # the parser says what is wrong with it
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
@@ -214,9 +188,9 @@ def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
     from geomed.tasks.classification import Classification
     from geomed.tasks.segmentation import Segmentation
 
-    _quiet()
+    quiet()
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # a checkpoint holds tensors and numbers, and runs nothing
-    root = Path("runs") / _config_name(rest)
+    root = Path("runs") / config_name(rest)
 
     class Command(LightningCLI):
         """Keeps each run in one folder, where `--ckpt_path last` finds it again."""
@@ -237,7 +211,7 @@ def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
                 monitor, checkpoint, maps = "val/quadratic_kappa" if grades else "val/auroc", BestCheckpoint, []
                 if command != "fit" and self.config_init[command]["ckpt_path"] is None:
                     self.config_init[command]["ckpt_path"] = _best(folder, loaded=self.model.loaded)
-            _check_checkpoint(command, self.config_init[command]["ckpt_path"], folder)
+            check_checkpoint(command, self.config_init[command]["ckpt_path"], folder)
             self.trainer_defaults["callbacks"] = [
                 checkpoint(
                     dirpath=folder / "checkpoints",
@@ -289,39 +263,6 @@ def _best(folder: Path, *, loaded: bool) -> str | None:
     if loaded:
         return None
     raise ValueError(f"{folder}: the run has no checkpoint yet; run geomed fit first, or give --ckpt_path")
-
-
-def _check_checkpoint(command: str, wanted: str | None, folder: Path) -> None:
-    """Refuse a checkpoint that is missing or broken; Lightning would test random weights in place of a missing last.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
-    from torch import load  # late: imports torch
-
-    found = sorted(folder.rglob("last*.ckpt")) if wanted == "last" else [Path(wanted)] if wanted else []
-    if wanted == "last" and not found and command != "fit":
-        raise ValueError(f"{folder}: there is no last checkpoint; run geomed fit first, or give the path of another")
-    for path in found:
-        if not path.is_file():
-            continue  # a name that Lightning itself resolves, or says that it cannot
-        try:
-            load(path, map_location="cpu", weights_only=True, mmap=True)
-        except UnpicklingError:
-            raise
-        except (EOFError, OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{path}: the checkpoint is broken or cut off ({type(error).__name__}); use another"
-            ) from error
-
-
-def _quiet() -> None:
-    """Leave out what Lightning tells every user of every run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not the user's
-    for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*srun.*", ".*args parameter is intended.*"):
-        warnings.filterwarnings("ignore", about)
-    advice = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advice.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ from geomed.backbones.tsvit import TSViT, TSViTSize
 from geomed.backbones.vit import ViT, ViTSize
 from geomed.data.area import Area, Labels, Legend, Masks, Reflectance
 from geomed.data.case_ids import CaseIds
+from geomed.data.crops import Crops
 from geomed.data.datamodule import DataModule
 from geomed.data.duplicates import Duplicates
 from geomed.data.folder_of_classes import FolderOfClasses
 from geomed.data.image import Image
 from geomed.data.med_mnist import MedMnist
 from geomed.data.pastis import Pastis
+from geomed.data.pretraining_data import PretrainingData
 from geomed.data.rendition import Rendition
 from geomed.data.scan_cache import ScanCache
 from geomed.data.scan_files import Reading
@@ -46,9 +48,13 @@ from geomed.data.scan_table import ScanTable
 from geomed.data.scenes import Scenes
 from geomed.data.sentinel2_series import Sentinel2Series
 from geomed.data.simulated_cohort import SimulatedCohort
+from geomed.data.simulated_dates import SimulatedDates
 from geomed.data.simulated_season import SimulatedSeason
+from geomed.data.simulation.sensor import Sensor
 from geomed.data.targets import Findings, Grade, OneOf
 from geomed.data.transforms import Augment
+from geomed.data.unlabelled_rasters import UnlabelledRasters
+from geomed.data.unlabelled_scans import UnlabelledScans
 from geomed.evaluation.classification_scores import ClassificationScores
 from geomed.evaluation.operating_point import SensitivityAtLeast, SpecificityAtLeast, Youden
 from geomed.evaluation.patient_splits import AllIn, ByMark, ByPatient, ByPatientFold, BySite
@@ -60,15 +66,21 @@ from geomed.heads.pooled import CumulativeLink, Pooled
 from geomed.inference.maps import MapsCallback
 from geomed.pixels import Pixels
 from geomed.tasks.case_losses import BinaryCrossEntropy, CategoricalCrossEntropy
+from geomed.tasks.centring import RunningMean, Sinkhorn
 from geomed.tasks.classification import Classification
+from geomed.tasks.collapse import Collapse
+from geomed.tasks.dinov2 import DINOv2
 from geomed.tasks.losses import CrossEntropy, Dice, Focal
+from geomed.tasks.mae import MAE, DecoderSize, TrainedDecoder
 from geomed.tasks.optimisation import Optimisation
+from geomed.tasks.pretraining import Pretraining
 from geomed.tasks.segmentation import Segmentation
 from geomed.tasks.task import BaseWeights
 from geomed.tokens import Tokens
 
 __all__ = [
     "DVPT",
+    "MAE",
     "SNELL",
     "SNELLA",
     "SPT",
@@ -98,11 +110,15 @@ __all__ = [
     "Classification",
     "ClassificationScores",
     "Cnn",
+    "Collapse",
     "Columns",
     "Convpass",
+    "Crops",
     "CrossEntropy",
     "CumulativeLink",
+    "DINOv2",
     "DataModule",
+    "DecoderSize",
     "Dice",
     "Duplicates",
     "EarthAdapter",
@@ -129,27 +145,36 @@ __all__ = [
     "Pixels",
     "Plan",
     "Pooled",
+    "Pretraining",
+    "PretrainingData",
     "Prompts",
     "Reading",
     "Reflectance",
     "Rein",
     "Rendition",
     "RepAdapter",
+    "RunningMean",
     "ScanCache",
     "ScanTable",
     "Scenes",
     "Segmentation",
     "SensitivityAtLeast",
+    "Sensor",
     "Sentinel2Series",
     "SideNetwork",
     "SimulatedCohort",
+    "SimulatedDates",
     "SimulatedSeason",
+    "Sinkhorn",
     "SpecificityAtLeast",
     "TSViT",
     "TSViTSize",
     "Together",
     "Tokens",
+    "TrainedDecoder",
     "Tune",
+    "UnlabelledRasters",
+    "UnlabelledScans",
     "ViT",
     "ViTSize",
     "Youden",

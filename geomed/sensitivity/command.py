@@ -22,6 +22,7 @@ from geomed.data.shuffle import count
 from geomed.data.source import collate
 from geomed.sensitivity.picture import save_picture
 from geomed.tasks.segmentation import Segmentation
+from geomed.training_runs import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ weights that it was made on: train with the same model.weights. Options of geome
 
 def main(arguments: Sequence[str]) -> int:
     """Run `geomed sensitivity`; returns the exit code."""
+    quiet()
     given, rest = _parser().parse_known_args(arguments)
     if given.out.suffix != ".json":
         raise ValueError(f"--out must end in .json, not {given.out}; the picture goes beside it as .png")

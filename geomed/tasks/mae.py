@@ -1,0 +1,257 @@
+"""Masked autoencoding: see a quarter of the patches, draw the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int  # noqa: TC002  (annotations are evaluated by the shape checker in the tests)
+from torch import Tensor, nn
+
+from geomed.adapters.adapter import attach, merge
+from geomed.adapters.explora import ExPLoRA
+from geomed.backbones.backbone import whole
+from geomed.backbones.block import plain_block
+from geomed.backbones.weights import load_all, read_weights
+from geomed.tasks.objective import LearningGroup, Objective, Outcome
+from geomed.tokens import Tokens
+
+if TYPE_CHECKING:
+    from geomed.backbones.vit import ViT
+    from geomed.tasks.objective import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSize:
+    """How large the network is that draws the patches; it is thrown away afterwards."""
+
+    dim: int = 512
+    """Width of a token."""
+
+    depth: int = 8
+    """Blocks."""
+
+    heads: int = 16
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        if min(self.dim, self.depth, self.heads) < 1 or self.dim % self.heads:
+            raise ValueError(f"dim, depth and heads must be positive and heads divide dim, not {self}")
+        if self.dim % 4:
+            raise ValueError(f"dim must be a multiple of 4, for its positions are sines and cosines, not {self.dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDecoder:
+    """A decoder that an earlier run left, and what of it goes on training (ExPLoRA, section 4.1)."""
+
+    path: str
+    """The ``objective.safetensors`` of that run."""
+
+    rank: int | None = 8
+    """Width of the updates of each q and v, besides which the norms train; 0 makes no updates, and with None all of the
+    decoder trains."""
+
+    alpha: float = 1.0
+    """They are scaled by alpha / rank."""
+
+    prediction: bool = False
+    """Train the last Linear too: for bands that the decoder was not made for it starts anew, so it has to."""
+
+    @property
+    def adapter(self) -> ExPLoRA | None:
+        """What trains in it; None: all."""
+        if self.rank is None:
+            return None
+        return ExPLoRA(blocks=(), rank=self.rank, alpha=self.alpha, class_token=False)
+
+
+class MAE(Objective):
+    """Masked autoencoding (He et al., CVPR 2022, sections 3 and 4.1; Cong et al., NeurIPS 2022, for many bands).
+
+    The backbone reads some patches of each image. A light decoder gets what it says of them, a mask token for each
+    other, positions, and draws the pixels of the others. The loss is the mean squared error of these, each patch
+    normalised to mean 0 and variance 1. Pixels that are not valid are neither asked for nor counted.
+
+    A decoder made anew trains whole. One that an earlier run left is frozen but for its norms and low-rank updates of q
+    and v, as in ExPLoRA.
+    """
+
+    def __init__(
+        self,
+        *,
+        mask: float = 0.75,
+        normalise: bool = True,
+        decoder: DecoderSize = DecoderSize(),
+        trained_decoder: TrainedDecoder | None = None,
+        rate: float = 1.0,
+    ) -> None:
+        """Choose the settings; the decoder is made by `bind`.
+
+        Args:
+            mask: share of the patches that are hidden.
+            normalise: bring each patch to mean 0 and variance 1 before it is compared.
+            decoder: its size.
+            trained_decoder: where to take it from; None makes one.
+            rate: learning rate of the decoder over that of the backbone.
+
+        Raises:
+            ValueError: a share or a rate that means nothing.
+        """
+        super().__init__()
+        if not 0 < mask < 1 or rate <= 0:
+            raise ValueError(f"mask must lie between 0 and 1 and rate be positive, not {mask} and {rate}")
+        self.mask, self.normalise, self.size, self.rate = mask, normalise, decoder, rate
+        self.trained_decoder = trained_decoder
+        self.decoder: Decoder | None = None
+
+    def bind(self, backbone: ViT) -> None:
+        """Make or load the decoder.
+
+        Raises:
+            ValueError: the file holds another decoder, or there are updates of a decoder that was never trained.
+        """
+        self._widths = backbone.spec.dim, len(backbone.inputs.bands) * backbone.spec.patch**2
+        self.decoder = Decoder(self.size, *self._widths)
+        if self.trained_decoder is not None:
+            _continue(self.decoder, self.trained_decoder)
+
+    def forward(self, backbone: ViT, views: Views, *, generator: torch.Generator, done: float) -> Outcome:
+        """The error of the pixels that were hidden; the first global crop is read, others are not.
+
+        Raises:
+            ValueError: the objective is not bound, or nothing in the batch can be learned from.
+        """
+        if self.decoder is None:
+            raise ValueError("this MAE has no decoder yet; bind it to a backbone first")
+        if len(views.wide) != 1 or views.small:
+            raise ValueError(
+                f"masked autoencoding reads one crop of each image, not {len(views.wide)} and {len(views.small)} local "
+                "ones; set count 1 and local 0 of crops"
+            )
+        (pixels,) = views.wide
+        patch = backbone.spec.patch
+        target, valid = _patches(backbone.inputs(pixels.values), pixels.valid, patch)
+        grid = (-(-pixels.size[0] // patch), -(-pixels.size[1] // patch))
+        order = random_order(valid.any(-1), generator)
+        count = max(1, round((1 - self.mask) * target.shape[1]))
+        kept = order[:, :count].sort(1).values
+        (seen,) = backbone(pixels, kept=kept)
+        drawn = self.decoder(seen, kept, grid)
+        hidden = torch.ones(valid.shape[:2], dtype=torch.bool, device=valid.device).scatter(1, kept, value=False)
+        counted = valid & hidden[..., None]
+        if self.normalise:
+            target = _normalised(target, valid, channels=len(backbone.inputs.bands))
+        error = (drawn.float() - target).square()
+        weight = counted.repeat(1, 1, len(backbone.inputs.bands)).to(error.dtype)
+        loss = (error * weight).sum() / weight.sum().clamp(min=1)
+        return Outcome(loss=loss, features=seen.patches().detach().float().mean(1))
+
+    def kept(self) -> dict[str, Tensor]:
+        """The decoder, low-rank updates folded into its weights."""
+        if self.decoder is None:
+            return {}
+        plain = Decoder(self.size, *self._widths)  # FSDP's modules cannot be copied
+        if self.trained_decoder is not None and self.trained_decoder.adapter is not None:
+            attach(plain, self.trained_decoder.adapter)
+        plain.load_state_dict({name: whole(value) for name, value in self.decoder.state_dict().items()})
+        merge(plain)
+        return {f"decoder.{name}": value for name, value in plain.state_dict().items()}
+
+    def groups(self) -> tuple[LearningGroup, ...]:
+        """The decoder."""
+        if self.decoder is None:
+            return ()
+        trained = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+        return (LearningGroup(name="decoder", parameters=trained, rate=self.rate),)
+
+
+class Decoder(nn.Module):
+    """A few transformer blocks on all patches, the hidden ones a learned token (He et al., CVPR 2022, section 3)."""
+
+    def __init__(self, size: DecoderSize, dim: int, values: int) -> None:
+        """``dim`` is the width of the backbone's tokens, ``values`` what each patch holds."""
+        super().__init__()
+        self.embed = nn.Linear(dim, size.dim)
+        self.mask_token = nn.Parameter(torch.empty(size.dim))
+        self.blocks = nn.ModuleList(
+            plain_block(size.dim, heads=size.heads, head_dim=size.dim // size.heads, hidden=4 * size.dim)
+            for _ in range(size.depth)
+        )
+        self.norm = nn.LayerNorm(size.dim)
+        self.predict = nn.Linear(size.dim, values)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, seen: Tokens, kept: Int[Tensor, "b k"], grid: tuple[int, int]) -> Float[Tensor, "b n values"]:
+        """What was seen, and where → the values of all patches."""
+        given = self.embed(seen.data)
+        count = math.prod(grid)
+        everywhere = self.mask_token.to(given.dtype).expand(len(given), count, -1)
+        index = kept[..., None].expand(-1, -1, given.shape[-1])
+        patches = everywhere.scatter(1, index, given[:, seen.prefix :])
+        patches = patches + positions(grid, given.shape[-1]).to(patches)
+        tokens = Tokens(torch.cat((given[:, : seen.prefix], patches), 1), grid, seen.prefix)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.predict(self.norm(tokens.patches()))
+
+
+def random_order(useful: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, "b n"]:
+    """The patches of each image in a random order, those in which nothing is valid last."""
+    drawn = torch.rand(useful.shape, generator=generator).to(useful.device)
+    return (drawn + (~useful).to(drawn.dtype)).argsort(1)
+
+
+def positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "n dim"]:
+    """Fixed sines and cosines of row and column (He et al.'s decoder; Vaswani et al. 2017, section 3.5)."""
+    rates = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    parts = [wave(place.reshape(-1, 1) * rates) for place in (columns, rows) for wave in (torch.sin, torch.cos)]
+    return torch.cat(parts, 1).float()
+
+
+def _patches(
+    values: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"] | None, patch: int
+) -> tuple[Float[Tensor, "b n cpp"], Bool[Tensor, "b n pp"]]:
+    """Values of each patch, band by band, and which of its pixels are valid; sides are filled up as the ViT does."""
+    if valid is None:
+        valid = torch.ones_like(values[:, 0], dtype=torch.bool)
+    room = (0, -values.shape[-1] % patch, 0, -values.shape[-2] % patch)
+    values, valid = F.pad(torch.where(valid[:, None], values, 0), room), F.pad(valid, room)
+    pattern = "b c (h p) (w q) -> b (h w) (c p q)"
+    pixels = rearrange(valid[:, None], pattern, p=patch, q=patch)
+    return rearrange(values, pattern, p=patch, q=patch).float(), pixels
+
+
+def _normalised(
+    target: Float[Tensor, "b n cpp"], valid: Bool[Tensor, "b n pp"], *, channels: int
+) -> Float[Tensor, "b n cpp"]:
+    """Each patch less its mean, over its standard deviation (that of a sample, as published), by what is valid."""
+    weight = valid.repeat(1, 1, channels).to(target.dtype)
+    count = weight.sum(-1, keepdim=True)
+    mean = (target * weight).sum(-1, keepdim=True) / count.clamp(min=1)
+    variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return (target - mean) / (variance + 1e-6).sqrt()
+
+
+def _continue(decoder: Decoder, trained: TrainedDecoder) -> None:
+    """Load what an earlier run left, and freeze it but for norms and low-rank updates."""
+    state = read_weights(trained.path)
+    state = {name.removeprefix("decoder."): value for name, value in state.items() if name.startswith("decoder.")}
+    if trained.prediction:
+        fresh = {name: value for name, value in decoder.state_dict().items() if name.startswith("predict.")}
+        state = {name: value for name, value in state.items() if not name.startswith("predict.")} | fresh
+    load_all(decoder, state, where=f"{trained.path} (decoder)")
+    if trained.adapter is not None:
+        attach(decoder, trained.adapter)
+        decoder.predict.requires_grad_(trained.prediction)

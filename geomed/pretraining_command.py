@@ -22,6 +22,7 @@ from geomed.data.pretraining_data import PretrainingData
 from geomed.tasks.best_checkpoint import BestCheckpoint
 from geomed.tasks.pretrained_export import ADAPTER, BACKBONE, PretrainedExport
 from geomed.tasks.pretraining import Pretraining
+from geomed.tasks.pretraining_picture import PretrainingPicture
 from geomed.training_runs import check_checkpoint, config_name, config_paths, quiet
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _run(rest: list[str]) -> int:
                 ),
                 LearningRateMonitor("step"),
                 PretrainedExport(merged=config["merged"]),
+                PretrainingPicture(),
             ]
             if chosen["logger"] is None:
                 given["logger"] = CSVLogger(folder, name="logs")

@@ -56,7 +56,13 @@ def check_checkpoint(command: str, wanted: str | None, folder: Path) -> None:
 def quiet() -> None:
     """Leave out what Lightning tells every user of every run."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not the user's
-    for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*srun.*", ".*args parameter is intended.*"):
-        warnings.filterwarnings("ignore", about)
+    for about in (
+        "does not have many workers",
+        "LeafSpec",
+        "srun",
+        "args parameter is intended",
+        "Total length of `list`",
+    ):
+        warnings.filterwarnings("ignore", f".*{about}.*")
     advice = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     advice.addFilter(lambda record: "Tip:" not in record.getMessage())

@@ -220,6 +220,18 @@ def test_several_crops_and_an_unbound_objective_are_refused():
         MAE(mask=1.0)
 
 
+def test_pictures_keep_what_was_seen_and_fill_the_rest():
+    backbone, pixels = vit().eval(), images()
+    for normalise in (True, False):
+        seen, guessed = bound(backbone, normalise=normalise).pictures(backbone, pixels, drawn(5))
+        hidden = seen.isnan()
+        assert hidden[:, 0].float().mean() == 0.75
+        torch.testing.assert_close(guessed[~hidden], pixels.values[~hidden], rtol=0, atol=1e-5)
+        assert guessed.isfinite().all()
+        blocks = hidden[:, 0].unflatten(1, (4, 4)).unflatten(3, (4, 4)).float().mean((2, 4))
+        assert set(blocks.unique().tolist()) == {0.0, 1.0}
+
+
 # the teacher
 
 
@@ -544,7 +556,8 @@ def test_the_command_from_base_to_adapter(here: Path, tiles: Path, capsys):
     assert main(["pretrain", "--config", more]) == 0
     assert "adapter: [runs/more/adapter.safetensors" in capsys.readouterr().out
     left = {path.name for path in (here / "runs/more").iterdir() if path.is_file()}
-    assert left == {"adapter.safetensors", "backbone.safetensors", "objective.safetensors", "pretraining.json"}
+    files = {"adapter.safetensors", "backbone.safetensors", "objective.safetensors"}
+    assert left == files | {"pretraining.json", "pretraining.png"}
     assert {path.name for path in (here / "runs/more/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     made = (here / "runs/base/backbone.safetensors").stat().st_mtime_ns
     assert main(["pretrain", "--config", more]) == 0  # the same again; what comes before is not made anew

@@ -22,6 +22,7 @@ from geomed.tokens import Tokens
 
 if TYPE_CHECKING:
     from geomed.backbones.vit import ViT
+    from geomed.pixels import Pixels
     from geomed.tasks.objective import Views
 
 
@@ -127,30 +128,62 @@ class MAE(Objective):
         Raises:
             ValueError: the objective is not bound, or nothing in the batch can be learned from.
         """
-        if self.decoder is None:
-            raise ValueError("this MAE has no decoder yet; bind it to a backbone first")
         if len(views.wide) != 1 or views.small:
             raise ValueError(
                 f"masked autoencoding reads one crop of each image, not {len(views.wide)} and {len(views.small)} local "
                 "ones; set count 1 and local 0 of crops"
             )
-        (pixels,) = views.wide
-        patch = backbone.spec.patch
+        guess = self._guess(backbone, views.wide[0], generator)
+        target = guess.target
+        if self.normalise:
+            mean, deviation = guess.statistics()
+            target = (target - mean) / deviation
+        weight = (guess.weight * guess.hidden[..., None]).to(target.dtype)
+        loss = ((guess.drawn.float() - target).square() * weight).sum() / weight.sum().clamp(min=1)
+        return Outcome(loss=loss, features=guess.seen.patches().detach().float().mean(1))
+
+    @torch.no_grad()
+    def pictures(
+        self, backbone: ViT, pixels: Pixels, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """What was seen, NaN elsewhere, and the same with what was drawn there, in the unit of the pixels.
+
+        Where patches are normalised each gets back its own mean and spread, which the network did not see.
+        """
+        guess = self._guess(backbone, pixels, generator)
+        drawn = guess.drawn.float()
+        if self.normalise:
+            mean, deviation = guess.statistics()
+            drawn = drawn * deviation + mean
+        seen = torch.where(guess.hidden[..., None], torch.nan, guess.target)
+        both = (seen, torch.where(guess.hidden[..., None], drawn, guess.target))
+        height, width = pixels.size
+        patch, (rows, _) = backbone.spec.patch, guess.grid
+        mean, std = backbone.inputs.mean[:, None, None], backbone.inputs.std[:, None, None]
+        pattern = "b (h w) (c p q) -> b c (h p) (w q)"
+        images = (rearrange(one, pattern, h=rows, p=patch, q=patch)[..., :height, :width] for one in both)
+        first, second = (image * std + mean for image in images)
+        return first, second
+
+    def _guess(self, backbone: ViT, pixels: Pixels, generator: torch.Generator) -> _Guess:
+        """Hide patches, read the others, draw all."""
+        if self.decoder is None:
+            raise ValueError("this MAE has no decoder yet; bind it to a backbone first")
+        patch, bands = backbone.spec.patch, len(backbone.inputs.bands)
         target, valid = _patches(backbone.inputs(pixels.values), pixels.valid, patch)
         grid = (-(-pixels.size[0] // patch), -(-pixels.size[1] // patch))
         order = random_order(valid.any(-1), generator)
-        count = max(1, round((1 - self.mask) * target.shape[1]))
-        kept = order[:, :count].sort(1).values
+        kept = order[:, : max(1, round((1 - self.mask) * target.shape[1]))].sort(1).values
         (seen,) = backbone(pixels, kept=kept)
-        drawn = self.decoder(seen, kept, grid)
         hidden = torch.ones(valid.shape[:2], dtype=torch.bool, device=valid.device).scatter(1, kept, value=False)
-        counted = valid & hidden[..., None]
-        if self.normalise:
-            target = _normalised(target, valid, channels=len(backbone.inputs.bands))
-        error = (drawn.float() - target).square()
-        weight = counted.repeat(1, 1, len(backbone.inputs.bands)).to(error.dtype)
-        loss = (error * weight).sum() / weight.sum().clamp(min=1)
-        return Outcome(loss=loss, features=seen.patches().detach().float().mean(1))
+        return _Guess(
+            grid=grid,
+            target=target,
+            weight=valid.repeat(1, 1, bands),
+            hidden=hidden,
+            seen=seen,
+            drawn=self.decoder(seen, kept, grid),
+        )
 
     def kept(self) -> dict[str, Tensor]:
         """The decoder, low-rank updates folded into its weights."""
@@ -169,6 +202,37 @@ class MAE(Objective):
             return ()
         trained = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
         return (LearningGroup(name="decoder", parameters=trained, rate=self.rate),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Guess:
+    """What a network made of images of which it saw a part."""
+
+    grid: tuple[int, int]
+    """Patches in rows and columns."""
+
+    target: Float[Tensor, "b n v"]
+    """What each patch holds, band by band, normalised as the backbone reads it."""
+
+    weight: Bool[Tensor, "b n v"]
+    """Which of that is valid."""
+
+    hidden: Bool[Tensor, "b n"]
+    """Which patches were not seen."""
+
+    seen: Tokens
+    """The backbone's tokens of the others."""
+
+    drawn: Float[Tensor, "b n v"]
+    """What the decoder says."""
+
+    def statistics(self) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
+        """Mean and standard deviation (that of a sample, as published) of what is valid in each patch."""
+        weight = self.weight.to(self.target.dtype)
+        count = weight.sum(-1, keepdim=True)
+        mean = (self.target * weight).sum(-1, keepdim=True) / count.clamp(min=1)
+        variance = ((self.target - mean).square() * weight).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+        return mean, (variance + 1e-6).sqrt()
 
 
 class Decoder(nn.Module):
@@ -231,17 +295,6 @@ def _patches(
     pattern = "b c (h p) (w q) -> b (h w) (c p q)"
     pixels = rearrange(valid[:, None], pattern, p=patch, q=patch)
     return rearrange(values, pattern, p=patch, q=patch).float(), pixels
-
-
-def _normalised(
-    target: Float[Tensor, "b n cpp"], valid: Bool[Tensor, "b n pp"], *, channels: int
-) -> Float[Tensor, "b n cpp"]:
-    """Each patch less its mean, over its standard deviation (that of a sample, as published), by what is valid."""
-    weight = valid.repeat(1, 1, channels).to(target.dtype)
-    count = weight.sum(-1, keepdim=True)
-    mean = (target * weight).sum(-1, keepdim=True) / count.clamp(min=1)
-    variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    return (target - mean) / (variance + 1e-6).sqrt()
 
 
 def _continue(decoder: Decoder, trained: TrainedDecoder) -> None:

@@ -151,13 +151,11 @@ class Pretraining(lightning.LightningModule):
         """
         drawn = torch.Generator().manual_seed(self._seed_of(batch_idx))
         torch.manual_seed(int(torch.randint(2**31, (), generator=drawn)))  # of what draws by itself: drop path
-        outcome = self.objective(self.backbone, _views(batch), generator=drawn, done=self.done)
+        outcome = self.objective(self.backbone, views_of(batch), generator=drawn, done=self.done)
         told = {"loss": outcome.loss.detach(), **outcome.figures}
         if self.watch is not None:
             entropy = None if outcome.entropy is None else self._of_all(outcome.entropy[None]).mean()
             self.watch.add(self._of_all(outcome.features), entropy, loss=self._of_all(outcome.loss[None]))
-            measured = self.watch.check(self.global_step)
-            told |= {} if measured is None else measured.figures()
         size = len(batch["global_crops"])
         self.log("train/loss", told.pop("loss"), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=size)
@@ -177,6 +175,16 @@ class Pretraining(lightning.LightningModule):
             return tensor.detach()
         gathered = self.all_gather(tensor.detach())
         return gathered.flatten(0, 1) if isinstance(gathered, Tensor) else tensor.detach()
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        """Look now and then whether all images have become alike.
+
+        Raises:
+            CollapsedError: they have.
+        """
+        measured = None if self.watch is None else self.watch.check(self.global_step)
+        if measured is not None:
+            self.log_dict({f"train/{name}": value for name, value in measured.figures().items()})
 
     def on_train_epoch_end(self) -> None:
         """Let no checkpoint be written of what is no number any more.
@@ -275,7 +283,7 @@ class Pretraining(lightning.LightningModule):
         return Path(self.trainer.default_root_dir)
 
 
-def _views(batch: dict[str, Tensor]) -> Views:
+def views_of(batch: dict[str, Tensor]) -> Views:
     """The crops of a batch, one after the other."""
     parts = {}
     for name in ("global", "local"):

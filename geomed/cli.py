@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +10,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from geomed import __version__
-from geomed.training_runs import check_checkpoint, config_name, config_paths, quiet
+from geomed.training_runs import NULL, check_checkpoint, config_name, config_paths, ended_by, going_on, plain, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,8 +94,11 @@ def _told(run: Callable[[], int]) -> int:
     try:
         return run()
     except (ValueError, OSError) as error:
-        line = " ".join(str(error).split())
-        return _refuse(f"{line} (GEOMED_TRACEBACK=1 shows where)")
+        return _refuse(f"{plain(str(error))} (GEOMED_TRACEBACK=1 shows where)")
+    except TypeError as error:
+        if NULL not in str(error):
+            raise
+        return _refuse(f"{plain(str(error))} (GEOMED_TRACEBACK=1 shows where)")
     except UnpicklingError as error:
         line = str(error).strip().partition("\n")[0]
         return _refuse(f"the checkpoint holds more than tensors and numbers, and is not read: {line}")
@@ -244,9 +246,12 @@ def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
         )
     except ArgumentError as error:
         raise ValueError(str(error)) from error
-    except SIGTERMException:
-        print(f"geomed: stopped; go on with: geomed {command} {' '.join(rest)} --ckpt_path last", file=sys.stderr)
-        return 128 + signal.SIGTERM, {}
+    except (SIGTERMException, SystemExit) as error:
+        number = ended_by(error)
+        if number is None:
+            raise
+        print(f"geomed: stopped; go on with: {going_on(command, rest)}", file=sys.stderr)
+        return 128 + number, {}
     config: dict[str, Any] = yaml.safe_load(run.parser.dump(run.config, skip_none=False))[command]
     return 0, config
 

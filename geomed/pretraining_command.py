@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import geomed.public  # noqa: F401  (so that configs may name every class shortly)
 from geomed.data.pretraining_data import PretrainingData
+from geomed.data.scan_source import ScanSource
+from geomed.data.unlabelled_scans import UnlabelledScans
 from geomed.tasks.best_checkpoint import BestCheckpoint
 from geomed.tasks.pretrained_export import ADAPTER, BACKBONE, PretrainedExport
 from geomed.tasks.pretraining import Pretraining
 from geomed.tasks.pretraining_picture import PretrainingPicture
-from geomed.training_runs import check_checkpoint, config_name, config_paths, quiet
+from geomed.training_runs import check_checkpoint, config_name, config_paths, ended_by, going_on, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,12 +53,13 @@ def main(arguments: Sequence[str]) -> int:
         ValueError: bad input; the message is one line.
     """
     rest = list(arguments)
-    earlier = _earlier(rest)
-    if earlier is not None and not {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest):
+        return _run(rest)
+    for earlier in _chain(rest):
         folder = _folder_of(earlier)
         if not _finished(folder):
             print(f"geomed: {earlier} comes before; it leaves {folder}")
-            code = main(["--config", str(earlier), *(["--ckpt_path", "last"] if folder.exists() else [])])
+            code = _run(["--config", str(earlier), *(["--ckpt_path", "last"] if folder.exists() else [])])
             if code:
                 return code
     return _run(rest)
@@ -102,7 +104,7 @@ def _run(rest: list[str]) -> int:
                 ),
                 LearningRateMonitor("step"),
                 PretrainedExport(merged=config["merged"]),
-                PretrainingPicture(),
+                PretrainingPicture(images=not isinstance(self.datamodule.source, (ScanSource, UnlabelledScans))),
             ]
             if chosen["logger"] is None:
                 given["logger"] = CSVLogger(folder, name="logs")
@@ -120,20 +122,43 @@ def _run(rest: list[str]) -> int:
         )
     except ArgumentError as error:
         raise ValueError(str(error)) from error
-    except SIGTERMException:
-        print(f"geomed: stopped; go on with: geomed pretrain {' '.join(rest)} --ckpt_path last", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    _tell(Path(run.trainer.default_root_dir))
+    except (SIGTERMException, SystemExit) as error:
+        number = ended_by(error)
+        if number is None:
+            raise
+        print(f"geomed: stopped; go on with: {going_on('pretrain', rest)}", file=sys.stderr)
+        return 128 + number
+    given = run.config["fit"]["model"]["adapter"]
+    before = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)]
+    _tell(Path(run.trainer.default_root_dir), before)
     return 0
 
 
 @rank_zero_only
-def _tell(folder: Path) -> None:
-    """What to do with what was left."""
+def _tell(folder: Path, before: Sequence[str]) -> None:
+    """What to do with what was left; ``before`` are the adapter files that it was learned on."""
     if (folder / ADAPTER).is_file():
-        print(f"geomed: a config of fit takes it as adapter: [{folder / ADAPTER}, …], on the same base weights")
+        files = ", ".join([*before, str(folder / ADAPTER)])
+        print(f"geomed: a config of fit takes it as adapter: [{files}, …], on the same base weights")
     if (folder / BACKBONE).is_file():
         print(f"geomed: a config of fit takes it as weights: {{path: {folder / BACKBONE}, head: false}}")
+
+
+def _chain(rest: Sequence[str]) -> list[Path]:
+    """The configs that come before and are not finished, the first of all first.
+
+    Raises:
+        ValueError: one of them comes before itself.
+    """
+    found: list[Path] = []
+    earlier = _earlier(rest)
+    while earlier is not None:
+        known = [path.resolve() for path in (*config_paths(rest)[-1:], *found)]
+        if earlier.resolve() in known:
+            raise ValueError(f"{earlier} would come before itself; correct `after`")
+        found.insert(0, earlier)
+        earlier = None if _finished(_folder_of(earlier)) else _earlier(["--config", str(earlier)])
+    return found
 
 
 def _earlier(rest: Sequence[str]) -> Path | None:
@@ -178,12 +203,15 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
         config: as it was parsed.
 
     Raises:
-        ValueError: it holds a run of another config.
+        ValueError: it holds a run of another config, or nobody can tell of which.
     """
     own = dict(_leaves(_identity(config)))
     path = folder / SETTINGS
     if path.is_file() and (_finished(folder) or any(folder.glob("checkpoints/*.ckpt"))):
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: what this run was made with cannot be read; delete {folder}") from error
         other = [name for name in {**theirs, **own} if theirs.get(name) != own.get(name)]
         if other:
             told = "; ".join(f"{name} {theirs.get(name)} there, {own.get(name)} here" for name in other[:_SHOWN])

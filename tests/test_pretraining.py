@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from safetensors.torch import save_file
 from torch import nn
 
-from geomed.adapters import AdaptFormer, ExPLoRA, LoRA, adapter_state, attach, merge
+from geomed.adapters import AdaptFormer, Convpass, ExPLoRA, LoRA, adapter_state, attach, merge
 from geomed.adapters.files import PRETRAINING, read_adapter, save_adapter
 from geomed.adapters.lora import LowRankSlices
 from geomed.backbones.inputs import Inputs
@@ -208,6 +208,13 @@ def test_a_decoder_goes_on_where_a_run_left_it(tmp_path: Path):
     wide = MAE(decoder=DecoderSize(dim=32, depth=1, heads=2), trained_decoder=TrainedDecoder(path=path))
     with pytest.raises(ValueError, match="another model"):
         wide.bind(vit())
+
+
+def test_adapters_that_need_places_are_refused_by_mae():
+    backbone = vit()
+    attach(backbone, Convpass())
+    with pytest.raises(ValueError, match="on their grid"):
+        bound(backbone)
 
 
 def test_several_crops_and_an_unbound_objective_are_refused():
@@ -600,3 +607,19 @@ def test_an_adapter_that_cannot_be_folded_in_is_refused_when_it_is_loaded(tmp_pa
     save_adapter(tmp_path / "a.safetensors", backbone, [AdaptFormer()], facts={PRETRAINING: "MAE"})
     with pytest.raises(ValueError, match="cannot be merged"):
         adapt(vit(), nn.Identity(), [str(tmp_path / "a.safetensors")])
+
+
+@told
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["mae", "dinov2"])
+def test_it_runs_in_bf16_on_a_gpu(tiles: Path, tmp_path: Path, name: str):
+    model = Pretraining(backbone=vit(), objective=objective_of(name), adapter=ExPLoRA(rank=2))
+    before = copy.deepcopy(model.state_dict())
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path, max_epochs=2, accelerator="gpu", devices=1, precision="bf16-mixed", logger=False
+    )
+    trainer.fit(model, datamodule=PretrainingData(source(tiles), crops=crops_of(name), batch_size=3))
+    after = {key: value.cpu() for key, value in model.state_dict().items()}
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(value, before[key]) for key, value in after.items())

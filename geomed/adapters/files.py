@@ -78,8 +78,21 @@ def save_adapter(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata=about)
+    _settle(part)
     part.replace(path)
     return path.stat().st_size
+
+
+def _settle(path: Path) -> None:
+    """Sort the header, whose facts safetensors writes in any order: the same run is to leave the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as it always is
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def file_size(backbone: nn.Module, adapters: Sequence[Adapter]) -> int:

@@ -26,7 +26,7 @@ from geomed.pixels import Pixels
 from geomed.tasks.answers import Gathering, answers
 from geomed.tasks.case_losses import BinaryCrossEntropy, CaseLoss, CategoricalCrossEntropy
 from geomed.tasks.classification_record import ModelFacts, write_predictions, write_record
-from geomed.tasks.optimisation import Optimisation
+from geomed.tasks.optimisation import Optimisation, steps_of
 from geomed.tasks.task import BaseWeights, adapt, load_base
 from geomed.tokens import TokenSpec  # noqa: TC001  (likewise)
 
@@ -320,7 +320,7 @@ class Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what trains."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = steps_of(self.trainer)
         return self.optimisation.configure([p for p in self.parameters() if p.requires_grad], steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

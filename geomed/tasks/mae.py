@@ -17,12 +17,12 @@ from geomed.adapters.explora import ExPLoRA
 from geomed.backbones.backbone import whole
 from geomed.backbones.block import plain_block
 from geomed.backbones.weights import load_all, read_weights
+from geomed.pixels import Pixels
 from geomed.tasks.objective import LearningGroup, Objective, Outcome
 from geomed.tokens import Tokens
 
 if TYPE_CHECKING:
     from geomed.backbones.vit import ViT
-    from geomed.pixels import Pixels
     from geomed.tasks.objective import Views
 
 
@@ -115,8 +115,9 @@ class MAE(Objective):
         """Make or load the decoder.
 
         Raises:
-            ValueError: the file holds another decoder, or there are updates of a decoder that was never trained.
+            ValueError: the file holds another decoder, or an adapter needs patches on their grid.
         """
+        _refuse_places(backbone)
         self._widths = backbone.spec.dim, len(backbone.inputs.bands) * backbone.spec.patch**2
         self.decoder = Decoder(self.size, *self._widths)
         if self.trained_decoder is not None:
@@ -173,7 +174,13 @@ class MAE(Objective):
         target, valid = _patches(backbone.inputs(pixels.values), pixels.valid, patch)
         grid = (-(-pixels.size[0] // patch), -(-pixels.size[1] // patch))
         order = random_order(valid.any(-1), generator)
-        kept = order[:, : max(1, round((1 - self.mask) * target.shape[1]))].sort(1).values
+        count = max(1, round((1 - self.mask) * target.shape[1]))
+        if count == target.shape[1]:
+            raise ValueError(
+                f"of {count} patches a share of {self.mask} hides none, so that nothing is learned; take larger crops, "
+                "or hide more"
+            )
+        kept = order[:, :count].sort(1).values
         (seen,) = backbone(pixels, kept=kept)
         hidden = torch.ones(valid.shape[:2], dtype=torch.bool, device=valid.device).scatter(1, kept, value=False)
         return _Guess(
@@ -295,6 +302,24 @@ def _patches(
     pattern = "b c (h p) (w q) -> b (h w) (c p q)"
     pixels = rearrange(valid[:, None], pattern, p=patch, q=patch)
     return rearrange(values, pattern, p=patch, q=patch).float(), pixels
+
+
+@torch.no_grad()
+def _refuse_places(backbone: ViT) -> None:
+    """Make sure that the backbone and what is attached to it work on some patches of an image."""
+    side = 2 * backbone.spec.patch
+    blank = backbone.inputs.mean.expand(1, side, side, -1).movedim(-1, 1)
+    training = backbone.training
+    backbone.eval()  # nothing random is drawn
+    try:
+        backbone(Pixels(values=blank), kept=torch.zeros(1, 1, dtype=torch.long, device=blank.device))
+    except ValueError as error:
+        raise ValueError(
+            f"masked autoencoding leaves patches out, and what is attached needs all of them on their grid ({error}); "
+            "attach ExPLoRA, LoRA or another that works token by token, or take DINOv2"
+        ) from error
+    finally:
+        backbone.train(training)
 
 
 def _continue(decoder: Decoder, trained: TrainedDecoder) -> None:

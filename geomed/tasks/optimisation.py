@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lightning import Trainer
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
@@ -53,3 +54,18 @@ class Optimisation:
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def steps_of(trainer: Trainer) -> int:
+    """All optimizer steps of a run, which rates follow a course over.
+
+    Raises:
+        ValueError: nothing bounds them.
+    """
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError(
+            f"rates follow a course over all steps, and max_epochs {trainer.max_epochs} sets no end; give max_epochs "
+            "or max_steps (max_time may end a run before)"
+        )
+    return max(int(steps), 1)

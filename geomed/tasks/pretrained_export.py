@@ -55,7 +55,9 @@ class PretrainedExport(Callback):
             )
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Pretraining) -> None:  # type: ignore[override]
-        """Write the files."""
+        """Write the files, but not after a trial of a few steps (``fast_dev_run``)."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it
+            return
         folder = Path(trainer.default_root_dir)
         backbone, result = pl_module.backbone, pl_module.objective.result(pl_module.backbone)
         own = set(adapter_state(backbone))
@@ -71,6 +73,7 @@ class PretrainedExport(Callback):
         kept = {name: whole(value).contiguous() for name, value in pl_module.objective.kept().items()}
         if kept and trainer.is_global_zero:
             _save(kept, folder / OBJECTIVE)
+        trainer.strategy.barrier()  # what comes next in another process may read these files
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from geomed.adapters.adapter import Adapter, base_state
+from geomed.adapters.adapter import Adapter, adapted_modules, base_state
 from geomed.adapters.counts import trainable_table
 from geomed.adapters.sharding import shard
 from geomed.backbones.backbone import Backbone, weights_hash
@@ -19,8 +19,9 @@ from geomed.pixels import Pixels
 from geomed.tasks.collapse import Collapse, Watch
 from geomed.tasks.monitor import Monitor
 from geomed.tasks.objective import LearningGroup, Objective, Views
-from geomed.tasks.optimisation import Optimisation
+from geomed.tasks.optimisation import Optimisation, steps_of
 from geomed.tasks.task import BaseWeights, adapt, load_base
+from geomed.tasks.teacher import Teacher, averages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ class Pretraining(lightning.LightningModule):
             seed: of masks and all else that is random in a step.
 
         Raises:
-            ValueError: the backbone is no ViT, or weights or adapters do not fit.
+            ValueError: the backbone is no ViT, weights or adapters do not fit, or an adapter cannot be folded in.
         """
         super().__init__()
         if not isinstance(backbone, ViT):
@@ -83,11 +84,20 @@ class Pretraining(lightning.LightningModule):
             load_base(backbone, nothing, BaseWeights(path=weights, head=False))
         wanted = [] if adapter is None else adapter if isinstance(adapter, list) else [adapter]
         self.adapters = adapt(backbone, nothing, wanted)
+        lasting = sorted({type(module).__name__ for module in adapted_modules(backbone) if not module.mergeable})
+        if lasting:
+            raise ValueError(
+                "what a pre-training leaves becomes a part of the base of later tasks, into whose weights "
+                f"{', '.join(lasting)} cannot be folded; take ExPLoRA, LoRA or another adapter that merges (geomed "
+                "adapters lists them)"
+            )
         self.objective = objective
         objective.bind(backbone)
+        self._ddp_params_and_buffers_to_ignore = averages(self)  # DDP's own name; else it sends them at every step
         self.head_warmup, self.optimisation, self.seed = head_warmup, optimisation, seed
         self.watch = None if collapse is None else Watch(collapse)
         self.monitor = Monitor(backbone)
+        self.before: dict[str, float] = {}  # what the monitor says before the first step
         self.steps = 1
 
     def configure_model(self) -> None:
@@ -118,12 +128,25 @@ class Pretraining(lightning.LightningModule):
         return self.device_mesh is not None
 
     def setup(self, stage: str) -> None:
-        """Hold the sources against the backbone.
+        """Hold the sources and the trainer against the backbone.
 
         Raises:
-            ValueError: their bands are not the backbone's.
+            ValueError: bands are not the backbone's, crops are no whole patches, or weights are not to stay float32.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        precision = str(self.trainer.precision)
+        if precision.endswith("true") and precision != "32-true":
+            raise ValueError(
+                f"precision {precision} converts the weights themselves: small steps are lost, and an adapter file of "
+                "it would fit no base as it was published; take bf16-mixed or 32-true"
+            )
+        patch, local = self.backbone.spec.patch, data.crops.local
+        for name, size in (("size", data.crops.size), *((("local.size", local.size),) if local.count else ())):
+            if size % patch:
+                raise ValueError(
+                    f"crops are whole patches, {name} {size} of crops is no multiple of the backbone's {patch}; take "
+                    f"{-(-size // patch) * patch}"
+                )
         for what, source in (("source", data.source), ("monitor", data.monitor)):
             if source is not None and tuple(source.bands) != self.backbone.inputs.bands:
                 raise ValueError(
@@ -135,8 +158,11 @@ class Pretraining(lightning.LightningModule):
             rank_zero_info("\n%s", trainable_table(self))
 
     def on_fit_start(self) -> None:
-        """Count the steps to come."""
-        self.steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        """Count the steps to come; let teachers start alike."""
+        self.steps = steps_of(self.trainer)
+        for module in self.modules():
+            if isinstance(module, Teacher):
+                module.start_alike()
 
     @property
     def done(self) -> float:
@@ -208,6 +234,7 @@ class Pretraining(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Say how well a k-NN and a linear probe tell them apart."""
         found = self.monitor.judged([self._of_all(tensor) for tensor in self.monitor.gathered(self.device)])
+        self.before = found if self.trainer.sanity_checking else self.before
         for name, value in found.items():
             if self.trainer.sanity_checking:
                 rank_zero_info("before pre-training: monitor/%s %.4f", name, value)
@@ -216,7 +243,7 @@ class Pretraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, in groups with a course of their own."""
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        steps = steps_of(self.trainer)
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         own = LearningGroup(name="backbone", parameters=trained, frozen_until=self.head_warmup)
         groups, courses = [], []

@@ -30,8 +30,9 @@ _COLOURS = ({"B04", "red"}, {"B03", "green"}, {"B02", "blue"})
 class PretrainingPicture(Callback):
     """After ``fit``: ``<run>/pretraining.png``."""
 
-    def __init__(self) -> None:
-        """Nothing is known yet."""
+    def __init__(self, *, images: bool = True) -> None:
+        """``images``: show some of them too. Scans are pictures of people, which a run must not hand on."""
+        self.images = images
         self.curves: dict[str, list[tuple[int, float]]] = {}
         self.batch: dict[str, Tensor] | None = None
 
@@ -52,12 +53,18 @@ class PretrainingPicture(Callback):
         batch_idx: int,
     ) -> None:
         """Note the figures that the log gets."""
-        self.batch = {name: tensor[:_IMAGES] for name, tensor in batch.items()}
+        self.batch = {name: tensor[:_IMAGES] for name, tensor in batch.items()} if self.images else None
         if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]  # Lightning sets it
             self._note(trainer)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Pretraining) -> None:  # type: ignore[override]
+        """Note what the monitor says before the first step."""
+        for name, value in pl_module.before.items():
+            if trainer.global_step == 0:
+                self.curves[f"monitor/{name}"] = [(0, value)]
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Note what the monitor says, before the first step too."""
+        """Note what the monitor says."""
         self._note(trainer)
 
     def _note(self, trainer: lightning.Trainer) -> None:

@@ -20,7 +20,7 @@ from geomed.evaluation.segmentation_scores import SegmentationScores
 from geomed.heads.head import Head  # noqa: TC001  (likewise)
 from geomed.pixels import IGNORE, Pixels
 from geomed.tasks.losses import CrossEntropy, Loss
-from geomed.tasks.optimisation import Optimisation
+from geomed.tasks.optimisation import Optimisation, steps_of
 from geomed.tasks.task import BaseWeights, adapt, load_base
 from geomed.tokens import TokenSpec  # noqa: TC001  (likewise)
 
@@ -156,7 +156,7 @@ class Segmentation(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on what trains."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = steps_of(self.trainer)
         return self.optimisation.configure([p for p in self.parameters() if p.requires_grad], steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

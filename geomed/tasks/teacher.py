@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.func import functional_call
 
 from geomed.adapters.adapter import Adapted
@@ -103,6 +103,16 @@ class Teacher(nn.Module):
         theirs = [found[name].detach().float() for name in self.names]
         torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
+    def start_alike(self) -> None:
+        """Go on in all processes from the averages of the first, where there are several.
+
+        From there on averages are as equal as the parameters, which follow from the same gradients everywhere. So DDP,
+        which would send all buffers at every step, is told to leave these out (`averages`).
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            for buffer in self.buffers():
+                distributed.broadcast(buffer, src=0)
+
     @property
     def bytes(self) -> int:
         """Memory of all that it keeps."""
@@ -131,3 +141,9 @@ def _low_rank(student: nn.Module) -> Iterator[tuple[str, _LowRank]]:
 def _key(name: str) -> str:
     """A buffer's name holds no dots."""
     return name.replace(".", ":")
+
+
+def averages(module: nn.Module) -> list[str]:
+    """The names of all teachers' tensors in a module."""
+    teachers = ((path, inner) for path, inner in module.named_modules() if isinstance(inner, Teacher))
+    return [f"{path}.{name}" for path, teacher in teachers for name, _ in teacher.named_buffers()]

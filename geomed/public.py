@@ -33,13 +33,14 @@ from geomed.backbones.tsvit import TSViT, TSViTSize
 from geomed.backbones.vit import ViT, ViTSize
 from geomed.data.area import Area, Labels, Legend, Masks, Reflectance
 from geomed.data.case_ids import CaseIds
-from geomed.data.crops import Crops
+from geomed.data.crops import Crops, LocalCrops
 from geomed.data.datamodule import DataModule
 from geomed.data.duplicates import Duplicates
 from geomed.data.folder_of_classes import FolderOfClasses
 from geomed.data.image import Image
 from geomed.data.med_mnist import MedMnist
 from geomed.data.pastis import Pastis
+from geomed.data.photometric import Photometric
 from geomed.data.pretraining_data import PretrainingData
 from geomed.data.rendition import Rendition
 from geomed.data.scan_cache import ScanCache
@@ -50,7 +51,7 @@ from geomed.data.sentinel2_series import Sentinel2Series
 from geomed.data.simulated_cohort import SimulatedCohort
 from geomed.data.simulated_dates import SimulatedDates
 from geomed.data.simulated_season import SimulatedSeason
-from geomed.data.simulation.sensor import Sensor
+from geomed.data.simulation.sensor import Response, Sensor
 from geomed.data.targets import Findings, Grade, OneOf
 from geomed.data.transforms import Augment
 from geomed.data.unlabelled_rasters import UnlabelledRasters
@@ -135,6 +136,7 @@ __all__ = [
     "Legend",
     "Linear",
     "LoRA",
+    "LocalCrops",
     "MapsCallback",
     "Masks",
     "MedMnist",
@@ -142,6 +144,7 @@ __all__ = [
     "Optimisation",
     "Pastis",
     "Peft",
+    "Photometric",
     "Pixels",
     "Plan",
     "Pooled",
@@ -153,6 +156,7 @@ __all__ = [
     "Rein",
     "Rendition",
     "RepAdapter",
+    "Response",
     "RunningMean",
     "ScanCache",
     "ScanTable",

@@ -178,7 +178,6 @@ def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     import geomed.public  # noqa: F401  (so that configs may name every class shortly)
     from geomed.data.datamodule import DataModule
@@ -246,7 +245,7 @@ def _lightning(command: str, rest: Sequence[str]) -> tuple[int, dict[str, Any]]:
         )
     except ArgumentError as error:
         raise ValueError(str(error)) from error
-    except (SIGTERMException, SystemExit) as error:
+    except SystemExit as error:
         number = ended_by(error)
         if number is None:
             raise

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import geomed.public  # noqa: F401  (so that configs may name every class shortly)
 from geomed.data.pretraining_data import PretrainingData
@@ -122,7 +121,7 @@ def _run(rest: list[str]) -> int:
         )
     except ArgumentError as error:
         raise ValueError(str(error)) from error
-    except (SIGTERMException, SystemExit) as error:
+    except SystemExit as error:
         number = ended_by(error)
         if number is None:
             raise

@@ -64,11 +64,13 @@ def config_name(rest: Sequence[str]) -> str:
     return next((path.stem for path in reversed(config_paths(rest))), "run")
 
 
-def ended_by(error: BaseException) -> int | None:
-    """The signal that ended a run, or None: Lightning makes an exit of Ctrl-C, and an error of its own of SIGTERM."""
-    if isinstance(error, SystemExit):
-        return signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else None
-    return signal.SIGTERM
+def ended_by(error: SystemExit) -> int | None:
+    """The signal that ended a run; None: none did. Lightning makes an exit of Ctrl-C, and one of its own of SIGTERM."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException  # late: imports torch
+
+    if isinstance(error, SIGTERMException):
+        return signal.SIGTERM
+    return signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else None
 
 
 def going_on(command: str, rest: Sequence[str]) -> str:

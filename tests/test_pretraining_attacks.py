@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from geomed.adapters import ExPLoRA, attach
@@ -152,7 +153,7 @@ def test_an_exit_after_a_key_is_no_exit_of_its_own():
     interrupted.__context__ = KeyboardInterrupt()  # as Lightning leaves it
     assert ended_by(interrupted) == 2
     assert ended_by(SystemExit(1)) is None
-    assert ended_by(RuntimeError()) == 15
+    assert ended_by(SIGTERMException()) == 15
 
 
 def test_other_messages_stay_as_they_are():

@@ -59,8 +59,8 @@ class Slices(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(Slices):
-    """A PNG, JPEG, TIFF or BMP."""
+class _OneFile(Slices):
+    """What lies in a file of its own."""
 
     path: Path = field(repr=False)
     """The file."""
@@ -77,6 +77,11 @@ class Picture(Slices):
     def called(self) -> str:
         """See ``Slices.called``."""
         return self.named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(_OneFile):
+    """A PNG, JPEG, TIFF or BMP."""
 
     def each(self, reading: Reading) -> Iterator[tuple[int, str, Scan]]:
         """See ``Slices.each``."""
@@ -88,24 +93,8 @@ class Picture(Slices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nifti(Slices):
+class Nifti(_OneFile):
     """A NIfTI volume, sliced along its third axis, after it was turned where ``Reading.orientation`` says so."""
-
-    path: Path = field(repr=False)
-    """The file."""
-
-    named: str
-    """How errors call it."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:  # type: ignore[override]  # there is one
-        """The file."""
-        return (self.path,)
-
-    @property
-    def called(self) -> str:
-        """See ``Slices.called``."""
-        return self.named
 
     def each(self, reading: Reading) -> Iterator[tuple[int, str, Scan]]:
         """See ``Slices.each``."""

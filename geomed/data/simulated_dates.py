@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from geomed.bands import PASTIS_BANDS
 from geomed.data.area import CLEAR, Labels, Legend
+from geomed.data.every_date import EveryDate
 from geomed.data.image import Image, ImageFiles
 from geomed.data.labels import Truth, open_truth
 from geomed.data.parts import Parts, refuse_windows
@@ -28,10 +29,10 @@ from geomed.data.simulated_season import SimulatedSeason
 from geomed.data.simulation.farmland import generator
 from geomed.data.simulation.sensor import PLAIN, Sensor
 from geomed.data.source import Part, Scene, Source
-from geomed.evaluation.splits import PARTS, ByArea, ByBlocks, Division, Place, Share, Split
+from geomed.evaluation.splits import ByArea, ByBlocks, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -302,37 +303,6 @@ class SimulatedDates(Source):
             needs="an observation",
             check="and whether the dates are clear",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EveryDate(Split):
-    """A split of places, done alike on every image of each: what is learned from on one date is tested on none."""
-
-    by: Split
-    """How the places are divided; its areas are places."""
-
-    places: tuple[str, ...]
-    """The place that each image shows, in the order of the images; images of one place have one grid."""
-
-    def divide(self, places: Sequence[Place]) -> Division:
-        """The shares of the places, for each of their images."""
-        images: dict[str, list[int]] = {}
-        for index, name in enumerate(self.places):
-            images.setdefault(name, []).append(index)
-        grounds = [replace(places[found[0]], name=name) for name, found in images.items()]
-        division = self.by.divide(grounds)
-        return {
-            part: tuple(
-                Share(area=index, blocks=share.blocks)
-                for share in division[part]
-                for index in images[grounds[share.area].name]
-            )
-            for part in (*PARTS, "predict")
-        }
-
-    def gap(self) -> int:
-        """That of the split of places."""
-        return self.by.gap()
 
 
 def clearest(seen: Mapping[dt.date, float], *, first: dt.date, last: dt.date, count: int) -> tuple[dt.date, ...]:

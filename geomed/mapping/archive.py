@@ -71,7 +71,7 @@ def read_program(path: Path) -> tuple[torch.export.ExportedProgram, str]:
     try:
         with zipfile.ZipFile(path) as opened:
             members = _members(opened, path)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:  # the last of unknown compression
         raise ValueError(f"{path}: not readable as an exported program ({error}); copy or export it again") from error
     if f"extra/{NOTE}" not in members:
         raise ValueError(f"{path}: was not written by geomed export; export the run with it")
